@@ -1,0 +1,68 @@
+"""Every column name of a dataset and of the scored output, spelled once.
+
+Raw ids are strings, as the user wrote them. An index is a vocabulary id: 0 is padding, 1 is
+unknown, 2 is the most frequent value in train. Catalogue items never seen in train follow the
+trained ones (index >= num_trained_items): they have features and a place in the item matrix, and
+look up the unknown row in every table keyed by item.
+"""
+
+from __future__ import annotations
+
+PADDING_INDEX = 0
+UNKNOWN_INDEX = 1
+FIRST_INDEX = 2
+
+USER_ID = "user_id"
+ITEM_ID = "item_id"
+USER_INDEX = "user_index"
+ITEM_INDEX = "item_index"
+TIME = "time"
+RATING = "rating"
+LABEL = "label"
+WEIGHT = "weight"
+EVENT_TYPE = "event_type"
+SPLIT = "split"
+TITLE = "title"
+COUNT = "count"
+
+# item indexes of the user's last L positive events before the example, oldest first, their times
+HISTORY = "history"
+HISTORY_TIMES = "history_times"
+# number of the user's positive events before the example, not cut at L
+NUM_EVENTS = "num_events"
+# queries and users only: everything the user has touched before the cut, not cut at L
+SEEN = "seen"
+# queries only: the withheld positive items
+TARGETS = "targets"
+
+REASON = "reason"
+RAW_ROW = "raw_row"
+SOURCE = "source"
+
+VALUE = "value"
+ID = "id"
+
+RANK = "rank"
+SCORE = "score"
+REASONS = "reasons"
+MODEL_VERSION = "model_version"
+
+# splits of a dataset, each a directory of Parquet files named in the manifest
+TRAIN = "train"
+VALID = "valid"
+TEST = "test"
+VALID_QUERIES = "valid_queries"
+TEST_QUERIES = "test_queries"
+ITEMS = "items"
+USERS = "users"
+REJECTS = "rejects"
+
+SIDES = ("user", "item", "context")
+
+
+def feature_column(side: str, name: str) -> str:
+    """Dataset column of a feature: ``user_age``, ``item_genres``, ``context_device``."""
+    return f"{side}_{name}"
+
+
+RESERVED_FEATURE_NAMES = frozenset({"id", "index"})

@@ -1,0 +1,175 @@
+"""The dataset's manifest: the contract between prepare, which writes it, and everybody else.
+
+A dataset is a directory with ``manifest.json``, written last; what has no manifest is not a
+dataset. Only files named in the manifest belong to it. Columns of each split:
+
+- ``train/ valid/ test/`` (examples, one row an event): user_index, item_index, time int64; label,
+  weight float32; num_events int64; history, history_times list<int64>; every user and context
+  feature.
+- ``valid_queries/ test_queries/`` (one row a user): user_id string, user_index, time (the cut),
+  num_events, history, history_times, seen list<int64>, targets list<int64>, every user feature;
+  context features hold those of the user's first withheld event.
+- ``items/`` (one row a known item, item_index ascending over the files in manifest order, without a
+  gap from FIRST_INDEX): item_id string, item_index int64, title string, count int64, every item
+  feature.
+- ``users/`` (one row a known user): user_id string, user_index (1 when train never saw them),
+  num_events, time, history, history_times, seen: over all splits, every user feature; context
+  features are padding and zero.
+- ``vocab/<name>/``: value string, id int64, count int64.
+
+Feature columns: int64 for ``categorical``; list<int64> for ``multi_categorical`` and ``text``;
+float32 for ``number``; list<float32> of fixed length for ``vector``. There are no nulls anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from distrec.errors import DataError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class FileEntry(_Part):
+    """One Parquet file of a split."""
+
+    path: str
+    """Relative to the dataset directory, with forward slashes."""
+    num_rows: int = Field(ge=0)
+    num_bytes: int = Field(ge=0)
+    sha256: str
+
+
+class Split(_Part):
+    """One directory of Parquet files."""
+
+    num_rows: int = Field(ge=0)
+    files: tuple[FileEntry, ...]
+
+
+class FeatureSpec(_Part):
+    """One encoded feature."""
+
+    name: str
+    side: Literal["user", "item", "context"]
+    kind: Literal["categorical", "multi_categorical", "text", "number", "vector"]
+    column: str
+    """Dataset column: columns.feature_column(side, name)."""
+    num_embeddings: int = 0
+    """Ids lie in [0, num_embeddings), 0 padding and 1 unknown included; 0 for numbers, vectors."""
+    dim: int = 0
+    """Width of a dense feature: 1 for a number, the length of a vector; 0 for ids."""
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the feature goes into the dense matrix (else it is ids)."""
+        return self.kind in ("number", "vector")
+
+
+class Vocabulary(_Part):
+    """One fitted vocabulary, in ``vocab/<name>/``."""
+
+    name: str
+    num_embeddings: int
+    """Number of ids, padding and unknown included."""
+    sha256: str
+    """Of the (value, id) pairs, whatever the files: two datasets with equal ones share ids."""
+    files: tuple[FileEntry, ...]
+
+
+class DatasetManifest(_Part):
+    """What a dataset directory holds."""
+
+    format_version: int = FORMAT_VERSION
+    distrec_version: str
+    created_at: str
+    """UTC, ISO 8601."""
+    config_hash: str
+    """Hash of the configuration sections that prepare depends on."""
+    config: dict[str, Any]
+    """The resolved configuration of prepare."""
+    schemas: dict[str, dict[str, str]]
+    """Split -> column -> Arrow type as pyarrow prints it: int64, float, string, list<int64> ..."""
+    splits: dict[str, Split]
+    """train, valid, test, valid_queries, test_queries, items, users, rejects."""
+    features: tuple[FeatureSpec, ...]
+    vocabularies: dict[str, Vocabulary]
+    """user_id, item_id and one a categorical feature, by feature column."""
+    num_users: int
+    """Rows of a user table: users in train + 2."""
+    num_trained_items: int
+    """Rows of an item table: items in train + 2. Ids at or above it are cold."""
+    num_items: int
+    """Rows of the item matrix: every known item + 2."""
+    history_length: int
+    """L."""
+    has_time: bool
+    has_labels: bool
+    """Whether label tells positives from negatives (else every row is a positive)."""
+    counts: dict[str, int]
+    """Rows at each stage: read, rejected, duplicates, filtered, k_core, kept ... in order."""
+    rejects: dict[str, int]
+    """Rejected rows by reason."""
+    statistics: dict[str, dict[str, float]]
+    """Fitted numbers, by feature column: mean, std, min, max, missing."""
+
+    def features_of(self, *sides: str) -> tuple[FeatureSpec, ...]:
+        """The features of the given sides, in the manifest's order."""
+        return tuple(feature for feature in self.features if feature.side in sides)
+
+    def num_dense(self, *sides: str) -> int:
+        """Width of the dense matrix of the given sides."""
+        return sum(feature.dim for feature in self.features_of(*sides))
+
+    @property
+    def content_hash(self) -> str:
+        """Hash of the data itself: the files of every split, by name and checksum."""
+        names = [
+            (name, entry.path, entry.sha256)
+            for name, split in sorted(self.splits.items())
+            for entry in split.files
+        ]
+        return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+
+
+def read_manifest(directory: str | Path) -> DatasetManifest:
+    """Read and check the manifest of a dataset directory.
+
+    Raises:
+        DataError: There is no manifest, it is damaged, or of another format version.
+    """
+    path = Path(directory) / MANIFEST
+    if not path.is_file():
+        raise DataError(
+            f"a dataset has a {MANIFEST}, written last. Received: {directory}, which has none. "
+            "Run prepare first; a directory without a manifest is the rest of a job that failed."
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+        version = json.loads(text).get("format_version")
+        if version != FORMAT_VERSION:
+            raise DataError(
+                f"this distrec reads datasets of format {FORMAT_VERSION}. Received: format "
+                f"{version} ({path}). Run prepare again."
+            )
+        manifest = DatasetManifest.model_validate_json(text)
+    except (ValidationError, ValueError, AttributeError) as error:
+        raise DataError(f"{path} is not a dataset manifest: {error}. Run prepare again.") from error
+    for split in manifest.splits.values():
+        for entry in split.files:
+            parts = entry.path.split("/")
+            if entry.path.startswith("/") or ".." in parts or "\\" in entry.path:
+                raise DataError(
+                    f"a manifest names files inside its dataset. Received: {entry.path!r} ({path})."
+                )
+    return manifest

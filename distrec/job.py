@@ -1,0 +1,126 @@
+"""What the batch jobs share: arguments, logging, one line of JSON on what was done, exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from distrec.config import Config, load_config
+from distrec.errors import DistrecError
+
+JOBS_LOG = "jobs.jsonl"
+
+EXIT_CODES = """\
+exit codes: 0 done; 1 unexpected error; 2 configuration or arguments; 3 data; 4 checkpoint;
+5 training (loss not finite, ranks disagree); 6 launch (a rank or Spark died: may succeed next time)
+"""
+
+
+def configure_logging() -> None:
+    """Send INFO of distrec and warnings of everybody to standard error, one line an event."""
+    logging.basicConfig(
+        level=logging.WARNING,
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname).1s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    logging.getLogger("distrec").setLevel(logging.INFO)
+    # py4j reports the traceback of an error that we report ourselves
+    logging.getLogger("py4j").setLevel(logging.ERROR)
+
+
+def log_line(directory: Path, entry: Mapping[str, Any]) -> None:
+    """Append one job's line to logs/jobs.jsonl, from which the report takes the timings."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / JOBS_LOG).open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(entry) + "\n")
+
+
+def execute(name: str, config: Config, function: Callable[[Config], Mapping[str, Any]]) -> int:
+    """Run one job: print its line of JSON on standard output, keep it in the run's logs.
+
+    Args:
+        name: Of the job: prepare, train, evaluate, score.
+        config: Of the run.
+        function: Does the work and returns a small summary that JSON can hold.
+
+    Returns:
+        0, or the exit code of the error.
+    """
+    started = time.monotonic()
+    entry: dict[str, Any] = {
+        "job": name,
+        "run": config.name,
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    try:
+        entry |= {"exit_code": 0, "summary": dict(function(config))}
+    except DistrecError as error:
+        entry |= {
+            "exit_code": error.exit_code,
+            "error": type(error).__name__,
+            "message": str(error),
+        }
+        print(f"{name}: {error}", file=sys.stderr)
+    except Exception as error:
+        logging.getLogger("distrec").exception("%s failed", name)
+        entry |= {"exit_code": 1, "error": type(error).__name__, "message": str(error)}
+    entry["seconds"] = round(time.monotonic() - started, 3)
+    print(json.dumps(entry), flush=True)
+    try:
+        log_line(config.logs_directory, entry)
+    except OSError as error:
+        # the work is done or its error is told: a full disk must not hide either
+        print(f"{name}: the log line could not be written: {error}", file=sys.stderr)
+    return int(entry["exit_code"])
+
+
+def parse_arguments(
+    name: str,
+    description: str,
+    argv: Sequence[str] | None,
+    extra: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> argparse.Namespace:
+    """--config, --set and what `extra` adds."""
+    parser = argparse.ArgumentParser(
+        prog=f"{name}.py",
+        description=description,
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, metavar="PATH", help="the run's TOML file")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="override one key, such as train.learning_rate=0.01; may be given several times",
+    )
+    if extra is not None:
+        extra(parser)
+    return parser.parse_args(argv)
+
+
+def run_job(
+    name: str,
+    description: str,
+    function: Callable[[Config], Mapping[str, Any]],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Whole of a job without arguments of its own; returns the exit code."""
+    configure_logging()
+    arguments = parse_arguments(name, description, argv)
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+    except DistrecError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return error.exit_code
+    return execute(name, config, function)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from distrec import columns
@@ -626,6 +627,11 @@ def parse_config(document: Mapping[str, Any], origin: str) -> Config:
         raise ConfigError("\n".join(lines)) from None
 
 
+def dump_config(config: Config) -> str:
+    """The resolved configuration as TOML; `load_config` gives the same object back."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
 def _apply(document: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
@@ -652,17 +658,18 @@ def _fields_at(location: Sequence[str | int]) -> list[str]:
         field = section.model_fields.get(part)
         if field is None:
             return []
-        section = _section_of(field.annotation)
+        section = section_of(field.annotation)
         if section is None:
             return []
     return list(section.model_fields)
 
 
-def _section_of(annotation: Any) -> type[Section] | None:
+def section_of(annotation: Any) -> type[Section] | None:
+    """The section class that an annotation holds, if any: itself, optional or in a list."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
     for argument in getattr(annotation, "__args__", ()):
-        found = _section_of(argument)
+        found = section_of(argument)
         if found is not None:
             return found
     return None

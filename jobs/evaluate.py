@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from distrec import evaluate
+from distrec import pipeline
 from distrec.job import run_job
 
 if __name__ == "__main__":
-    sys.exit(run_job("evaluate", __doc__, evaluate.run))
+    sys.exit(run_job("evaluate", __doc__, pipeline.evaluate))

@@ -1,0 +1,42 @@
+# make run    set up what is missing, then the whole pipeline on MovieLens-100K
+# make test   set up what is missing, then every test
+# make lint   what CI checks of style and types
+# make doctor which parts are there and work
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+CONFIG ?= conf/movielens-100k.toml
+
+.PHONY: run test lint docs doctor setup clean
+
+run: setup
+	$(BIN)/distrec run $(CONFIG)
+
+test: setup lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --durations=15
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy distrec jobs
+
+# the reference is generated from the classes of distrec/config.py
+docs: setup
+	$(BIN)/distrec config --reference > docs/configuration.md
+
+doctor: setup
+	$(BIN)/distrec doctor
+
+setup: $(STAMP)
+
+$(STAMP): setup.py constraints.txt distrec/horovod_build.py install-system-packages
+	./install-system-packages
+	python3.11 -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24" -c constraints.txt setuptools wheel
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m distrec.horovod_build
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,206 @@
+"""The command line, `distrec`: one command a stage, `run` for all of them, `doctor` for help."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from distrec import __version__, pipeline
+from distrec.config import Config, load_config
+from distrec.config_reference import reference
+from distrec.errors import DistrecError
+from distrec.job import configure_logging, execute
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Trains one unified recommender on many machines and scores everyone in batch.",
+)
+ConfigPath = Annotated[Path, typer.Argument(help="The run's TOML file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override one key; may be given several times."
+    ),
+]
+
+
+def _load(path: Path, overrides: list[str] | None) -> Config:
+    configure_logging()
+    return load_config(path, overrides or ())
+
+
+def _run_single(name: str, path: Path, overrides: list[str] | None) -> None:
+    function: Callable[[Config], Mapping[str, Any]] = getattr(pipeline, name)
+    raise typer.Exit(execute(name, _load(path, overrides), function))
+
+
+@app.command()
+def run(
+    config_path: ConfigPath,
+    overrides: Overrides = None,
+    force: Annotated[bool, typer.Option("--force", help="Run every stage again.")] = False,
+) -> None:
+    """Everything: fetch, prepare, train, evaluate, score, report; only what is not up to date."""
+    config = _load(config_path, overrides)
+    started = time.monotonic()
+    if config.data:
+        from distrec.data import fetch
+
+        fetch(config.data, Path("data") / config.data)
+    code, done = pipeline.run_stages(config, force)
+    if code:
+        raise typer.Exit(code)
+    console = Console()
+    if not done:
+        console.print(
+            f"\nNothing has changed since the last run: {config.directory} is up to date."
+        )
+    print_summary(config, console)
+    if done:
+        seconds = time.monotonic() - started
+        console.print(f"\n{', '.join(done)} took {seconds:.0f} s.")
+
+
+def print_summary(config: Config, console: Console) -> None:
+    """The table that ends a run: metrics beside the baselines, files, what to type next."""
+    metrics = json.loads(config.metrics_path.read_text(encoding="utf-8"))
+    split = metrics["splits"]["test"]
+    shown = [
+        name
+        for name in ("hr@10", "ndcg@10", "mrr@10", "coverage@10")
+        if name in split["models"]["distrec"]["metrics"]
+    ]
+    table = Table(title=f"{config.name}: test, {split['num_queries']:,} users, whole catalogue")
+    table.add_column("model")
+    for name in shown:
+        table.add_column(name, justify="right")
+    for model, values in split["models"].items():
+        cells = [f"{values['metrics'][name]:.4f}" for name in shown]
+        table.add_row(model, *cells, style="bold" if model == "distrec" else None)
+    console.print()
+    console.print(table)
+    places = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for label, path in (
+        ("report", config.report_path),
+        ("scores", config.scores_directory),
+        ("metrics", config.metrics_path),
+        ("checkpoints", config.checkpoint_directory),
+        ("dataset", config.dataset_directory),
+        ("logs", config.logs_directory),
+    ):
+        places.add_row(label, str(path))
+    console.print(places)
+    console.print("\nNext:")
+    console.print(f"  open {config.report_path} in a browser")
+    console.print(f"  tensorboard --logdir {config.logs_directory}")
+    console.print("  copy the configuration file and name your own data: README.md, Your own data")
+
+
+@app.command()
+def prepare(config_path: ConfigPath, overrides: Overrides = None) -> None:
+    """Raw events and catalogues to a dataset, with Spark."""
+    _run_single("prepare", config_path, overrides)
+
+
+@app.command()
+def train(config_path: ConfigPath, overrides: Overrides = None) -> None:
+    """Dataset to checkpoints, on launch.num_ranks ranks."""
+    _run_single("train", config_path, overrides)
+
+
+@app.command()
+def evaluate(config_path: ConfigPath, overrides: Overrides = None) -> None:
+    """Metrics of the model and of the baselines."""
+    _run_single("evaluate", config_path, overrides)
+
+
+@app.command()
+def score(config_path: ConfigPath, overrides: Overrides = None) -> None:
+    """Top-K of the whole catalogue for every user, with Spark."""
+    _run_single("score", config_path, overrides)
+
+
+@app.command()
+def report(config_path: ConfigPath, overrides: Overrides = None) -> None:
+    """The HTML report of a run."""
+    _run_single("report", config_path, overrides)
+
+
+@app.command()
+def data(
+    name: Annotated[str, typer.Argument(help="movielens-100k")],
+    directory: Annotated[
+        Path | None, typer.Option(help="Where to put it.", show_default="data/NAME")
+    ] = None,
+) -> None:
+    """Fetch a public data set, checked by SHA-256."""
+    from distrec.data import fetch
+
+    configure_logging()
+    typer.echo(fetch(name, directory or Path("data") / name))
+
+
+@app.command()
+def config(
+    config_path: Annotated[Path | None, typer.Argument(show_default=False)] = None,
+    overrides: Overrides = None,
+    show_reference: Annotated[
+        bool, typer.Option("--reference", help="Print every key with its documentation.")
+    ] = False,
+) -> None:
+    """Check a configuration and print it resolved, or print the reference of all keys."""
+    from distrec.config import dump_config
+
+    if show_reference:
+        typer.echo(reference(), nl=False)
+    elif config_path is None:
+        raise typer.BadParameter("give a TOML file, or --reference")
+    else:
+        typer.echo(dump_config(_load(config_path, overrides)), nl=False)
+
+
+@app.command()
+def doctor() -> None:
+    """Which parts are there, what works, and what mends the rest."""
+    from distrec.doctor import examine
+
+    console = Console()
+    console.print("Looking at every part, about half a minute.")
+    findings = examine()
+    table = Table()
+    for column in ("part", "", "seen", "to mend it"):
+        table.add_column(column, overflow="fold")
+    marks = {True: "[green]ok[/green]", False: "[red]no[/red]", None: "-"}
+    for finding in findings:
+        table.add_row(finding.part, marks[finding.works], finding.detail, finding.fix)
+    console.print(table)
+    raise typer.Exit(1 if any(finding.works is False for finding in findings) else 0)
+
+
+@app.command()
+def version() -> None:
+    """The version of distrec."""
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """Entry point: an error of the user's is a message and an exit code, not a traceback."""
+    try:
+        app()
+    except DistrecError as error:
+        print(f"distrec: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        logging.getLogger("distrec").error("interrupted")
+        sys.exit(130)

@@ -1,0 +1,237 @@
+"""The stages of a run in order, each done again only when what it depends on has changed.
+
+A stage is up to date when three things are as they were when it last ended: its sections of the
+configuration, the outputs of the stages before it, and its own output on disk. ``stages.json`` in
+the run directory remembers them.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distrec import __version__
+from distrec.config import Config, dump_config, section_hash
+from distrec.job import execute
+
+STATE = "stages.json"
+logger = logging.getLogger("distrec.pipeline")
+
+
+# The functions import what they need themselves: prepare must not load torch, training not Spark.
+
+
+def prepare(config: Config) -> dict[str, Any]:
+    """Raw data to the dataset."""
+    from distrec import prepare as preparation
+    from distrec.spark import session
+
+    manifest = preparation.run(session(config, "prepare"), config)
+    return {"dataset": str(config.dataset_directory), "counts": manifest.counts}
+
+
+def train(config: Config) -> dict[str, Any]:
+    """Dataset to checkpoints, on config.launch.num_ranks ranks."""
+    from distrec.launch import train_locally
+
+    return train_locally(config)
+
+
+def evaluate(config: Config) -> dict[str, Any]:
+    """Checkpoint to metrics.json."""
+    from distrec import evaluate as evaluation
+
+    return evaluation.run(config)
+
+
+def score(config: Config) -> dict[str, Any]:
+    """Checkpoint to scored Parquet."""
+    from distrec import scoring
+    from distrec.spark import session
+
+    manifest = scoring.run(session(config, "score"), config)
+    return {
+        "scores": str(config.scores_directory),
+        "num_users": manifest.num_users,
+        "num_rows": manifest.num_rows,
+        "model_version": manifest.model_version,
+    }
+
+
+def report(config: Config) -> dict[str, Any]:
+    """Everything that the run left, to one HTML file."""
+    from distrec.report import write_report
+
+    return {"report": str(write_report(config))}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run.
+
+    Args:
+        name: Of the job.
+        function: Does it.
+        sections: Top-level keys of the configuration that its result depends on.
+        inputs: Names of the stages whose output it reads.
+        output: File whose bytes tell one output from another.
+        files: Raw files it reads, as paths or patterns.
+    """
+
+    name: str
+    function: Callable[[Config], dict[str, Any]]
+    sections: tuple[str, ...]
+    inputs: tuple[str, ...]
+    output: Callable[[Config], Path]
+    files: Callable[[Config], tuple[str | None, ...]] = lambda config: ()
+
+
+def _raw_files(config: Config) -> tuple[str, ...]:
+    sources = [config.prepare.events, config.prepare.items, config.prepare.users]
+    paths = [path for source in sources if source is not None for path in source.paths]
+    return (*paths, *config.prepare.split.valid_paths, *config.prepare.split.test_paths)
+
+
+STAGES = (
+    Stage(
+        "prepare",
+        prepare,
+        ("data", "prepare", "seed"),
+        (),
+        lambda config: config.dataset_directory / "manifest.json",
+        _raw_files,
+    ),
+    Stage(
+        "train",
+        train,
+        ("reader", "sharding", "model", "loss", "train", "seed"),
+        ("prepare",),
+        lambda config: config.checkpoint_directory / "best.json",
+    ),
+    Stage(
+        "evaluate",
+        evaluate,
+        ("evaluate", "score"),
+        ("prepare", "train"),
+        lambda config: config.metrics_path,
+    ),
+    Stage(
+        "score",
+        score,
+        ("score",),
+        ("prepare", "train"),
+        lambda config: config.scores_directory / "manifest.json",
+        lambda config: (config.score.users, config.score.block_list),
+    ),
+    Stage(
+        "report",
+        report,
+        ("report",),
+        ("prepare", "train", "evaluate", "score"),
+        lambda config: config.report_path,
+    ),
+)
+
+
+def _file_hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+def _fingerprints(patterns: tuple[str | None, ...]) -> list[tuple[str, int, int]]:
+    """(path, bytes, modification time in ns) of local files; a remote address stands for itself."""
+    found: list[tuple[str, int, int]] = []
+    for pattern in patterns:
+        if pattern is None:
+            continue
+        paths = sorted(glob.glob(pattern, recursive=True))
+        for name in paths:
+            inner = sorted(Path(name).rglob("*")) if Path(name).is_dir() else [Path(name)]
+            for path in inner:
+                status = path.stat()
+                found.append((str(path), status.st_size, status.st_mtime_ns))
+        if not paths:
+            found.append((pattern, -1, -1))
+    return found
+
+
+def stage_key(stage: Stage, config: Config, outputs: Mapping[str, str]) -> str:
+    """What the result of a stage depends on, as one hash."""
+    parts = [
+        __version__,
+        section_hash(config, *stage.sections),
+        [outputs[name] for name in stage.inputs],
+        _fingerprints(stage.files(config)),
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _read_state(config: Config) -> dict[str, Any]:
+    try:
+        state = json.loads((config.directory / STATE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def _replace_text(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    partial.rename(path)
+
+
+def _stop_spark() -> None:
+    """Give Spark's memory back before the next stage."""
+    from pyspark.sql import SparkSession
+
+    active = SparkSession.getActiveSession()
+    if active is not None:
+        active.stop()
+
+
+def run_stages(config: Config, force: bool = False) -> tuple[int, list[str]]:
+    """Run what is not up to date.
+
+    Args:
+        config: Of the run.
+        force: Run every stage.
+
+    Returns:
+        The exit code of the stage that failed, or 0; the names of the stages that were run.
+    """
+    config.directory.mkdir(parents=True, exist_ok=True)
+    _replace_text(config.directory / "config.toml", dump_config(config))
+    state = {} if force else _read_state(config)
+    outputs: dict[str, str] = {}
+    done: list[str] = []
+    for stage in STAGES:
+        key = stage_key(stage, config, outputs)
+        output = _file_hash(stage.output(config))
+        known = state.get(stage.name, {})
+        if output and known.get("key") == key and known.get("output") == output:
+            logger.info("%s: up to date", stage.name)
+            outputs[stage.name] = output
+            continue
+        logger.info("%s: starting", stage.name)
+        started = time.monotonic()
+        code = execute(stage.name, config, stage.function)
+        if stage.name in ("prepare", "score"):
+            _stop_spark()
+        if code:
+            return code, done
+        done.append(stage.name)
+        outputs[stage.name] = _file_hash(stage.output(config))
+        state[stage.name] = {
+            "key": key,
+            "output": outputs[stage.name],
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        _replace_text(config.directory / STATE, json.dumps(state, indent=1))
+    return 0, done

@@ -26,19 +26,22 @@ def reference() -> str:
 
 
 def _section(path: str, section: type[Section]) -> list[str]:
-    scalar, nested = [], []
+    scalar: list[tuple[str, FieldInfo]] = []
+    nested: list[tuple[str, FieldInfo, type[Section]]] = []
     for name, field in section.model_fields.items():
         inner = section_of(field.annotation)
-        (scalar if inner is None else nested).append((name, field, inner))
+        if inner is None:
+            scalar.append((name, field))
+        else:
+            nested.append((name, field, inner))
     title = f"[{path}]" if path else "Top level"
     lines = [f"\n## {title}\n"]
     if section.__doc__:
         lines.append(f"{_one_line(section.__doc__)}\n")
     if scalar:
         lines += ["| key | type | default | |", "|---|---|---|---|"]
-        lines += [_row(name, field) for name, field, _ in scalar]
+        lines += [_row(name, field) for name, field in scalar]
     for name, field, inner in nested:
-        assert inner is not None
         inner_path = f"{path}.{name}" if path else name
         if _is_list(field.annotation):
             inner_path = f"{inner_path}[]"

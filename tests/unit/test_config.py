@@ -1,0 +1,99 @@
+"""The configuration is refused as a whole, with the rule, what was received and the fix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from distrec.config import dump_config, load_config, section_hash
+from distrec.config_reference import reference
+from distrec.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "conf").glob("*.toml"))
+MOVIELENS = ROOT / "conf" / "movielens-100k.toml"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_configurations_load_and_round_trip(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    assert config.name == path.stem
+    resolved = tmp_path / "config.toml"
+    resolved.write_text(dump_config(config))
+    assert load_config(resolved) == config
+
+
+def test_overrides_are_toml_values_or_strings() -> None:
+    config = load_config(
+        MOVIELENS,
+        ["train.learning_rate=0.01", 'model.towers=["cf"]', "output=elsewhere/x", "loss.l2=0"],
+    )
+    assert config.train.learning_rate == 0.01
+    assert config.model.towers == ("cf",)
+    assert config.directory == Path("elsewhere/x")
+    assert config.loss.l2 == 0.0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "train.learning_rat=1",
+            f"unknown key 'train.learning_rat' in {MOVIELENS}. Did you mean 'learning_rate'?",
+        ),
+        ("trian.seed=1", "unknown key 'trian'"),
+        (
+            "train.learning_rate='fast'",
+            f"'train.learning_rate' in {MOVIELENS}: Input should be a valid number. "
+            "Received: 'fast'.",
+        ),
+        ("train.max_epochs='3'", "Input should be a valid integer. Received: '3'."),
+        ("loss.kind=binary", 'loss.kind = "binary" needs labels. Received: neither'),
+        ("model.embedding_dim=6", "Input should be a multiple of 4. Received: 6."),
+        ("model.towers=[]", "towers names each tower once, and at least one. Received: []"),
+        ("prepare.split.test_share=0.95", "Received: 0.1 + 0.95. Make them smaller"),
+        ("launch.hosts=['a:1']", "Received: num_ranks = 2, 1 slots in ['a:1']"),
+        ("prepare.events.header=false", "csv without a header needs column_names"),
+        ("train", "--set takes key=value. Received: 'train'."),
+        ("seed.x=1", "'seed' is a value, not a section"),
+    ],
+)
+def test_refusals(override: str, message: str) -> None:
+    overrides = [override] if not override.startswith("seed.x") else ["seed=1", override]
+    with pytest.raises(ConfigError) as caught:
+        load_config(MOVIELENS, overrides)
+    assert message in str(caught.value)
+
+
+def test_every_fault_is_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(MOVIELENS, ["train.max_epochs=0", "score.k=0"])
+    assert "train.max_epochs" in str(caught.value)
+    assert "score.k" in str(caught.value)
+
+
+def test_missing_file_and_bad_toml(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no configuration file .*none\.toml"):
+        load_config(tmp_path / "none.toml")
+    bad = tmp_path / "bad.toml"
+    bad.write_text("name = [")
+    with pytest.raises(ConfigError, match=r"bad\.toml is not TOML"):
+        load_config(bad)
+    empty = tmp_path / "empty.toml"
+    empty.write_text('name = "x"')
+    with pytest.raises(ConfigError, match="key 'prepare' is required in"):
+        load_config(empty)
+
+
+def test_section_hash_changes_with_its_sections_only() -> None:
+    base = load_config(MOVIELENS)
+    other = load_config(MOVIELENS, ["score.k=7"])
+    assert section_hash(base, "train", "model") == section_hash(other, "train", "model")
+    assert section_hash(base, "score") != section_hash(other, "score")
+
+
+def test_reference_is_current_and_documents_every_key() -> None:
+    text = reference()
+    assert (ROOT / "docs" / "configuration.md").read_text() == text, "run: make docs"
+    assert not [line for line in text.splitlines() if line.startswith("| `") and "|  |" in line]

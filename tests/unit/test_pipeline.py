@@ -1,0 +1,121 @@
+"""A stage is done again when, and only when, something that it depends on has changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distrec import pipeline
+from distrec.config import Config, load_config
+from distrec.errors import DataError
+
+CONFIG = """
+name = "x"
+[prepare.events]
+paths = ["raw.csv"]
+time = "time"
+"""
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with raw data, where each stage writes the hash of what it reads."""
+    monkeypatch.chdir(tmp_path)
+    Path("raw.csv").write_text("user_id,item_id,time\n1,2,3\n")
+    Path("x.toml").write_text(CONFIG)
+    stages = []
+    for stage in pipeline.STAGES:
+
+        def work(config: Config, stage: pipeline.Stage = stage) -> dict[str, Any]:
+            read = [
+                other.output(config).read_text()
+                for other in pipeline.STAGES
+                if other.name in stage.inputs
+            ]
+            sections = [str(getattr(config, name)) for name in stage.sections]
+            raw = Path("raw.csv").read_text()
+            stage.output(config).parent.mkdir(parents=True, exist_ok=True)
+            stage.output(config).write_text(json.dumps([stage.name, sections, read, raw]))
+            return {}
+
+        stages.append(
+            pipeline.Stage(
+                stage.name, work, stage.sections, stage.inputs, stage.output, stage.files
+            )
+        )
+    monkeypatch.setattr(pipeline, "STAGES", tuple(stages))
+    return tmp_path
+
+
+def run(*overrides: str) -> list[str]:
+    code, done = pipeline.run_stages(load_config("x.toml", overrides))
+    assert code == 0
+    return done
+
+
+ALL = ["prepare", "train", "evaluate", "score", "report"]
+
+
+def test_nothing_changed_nothing_done(directory: Path) -> None:
+    assert run() == ALL
+    assert run() == []
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("prepare.history_length=9", ALL),
+        ("seed=2", ALL),
+        ("train.learning_rate=0.5", ALL[1:]),
+        ("evaluate.ks=[3]", ["evaluate", "report"]),
+        ("score.k=3", ["evaluate", "score", "report"]),
+        ("report.sample_users=3", ["report"]),
+        ("launch.threads_per_rank=2", []),
+        ("spark.driver_memory='1g'", []),
+    ],
+)
+def test_redone_from_the_stage_whose_settings_changed(
+    directory: Path, override: str, expected: list[str]
+) -> None:
+    run()
+    assert run(override) == expected
+
+
+def test_redone_when_raw_data_or_an_output_changed(directory: Path) -> None:
+    run()
+    Path("raw.csv").write_text("user_id,item_id,time\n1,2,3\n4,5,6\n")
+    assert run() == ALL
+    Path("runs/x/metrics.json").unlink()
+    # made again as it was, byte for byte, so the report still stands
+    assert run() == ["evaluate"]
+
+
+def test_a_failed_stage_ends_the_run_and_is_tried_again(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = pipeline.STAGES
+
+    def fail(config: Config) -> dict[str, Any]:
+        raise DataError("the file is empty")
+
+    broken = pipeline.Stage("train", fail, good[1].sections, good[1].inputs, good[1].output)
+    monkeypatch.setattr(pipeline, "STAGES", (good[0], broken, *good[2:]))
+    assert pipeline.run_stages(load_config("x.toml")) == (DataError.exit_code, ["prepare"])
+    captured = capsys.readouterr()
+    assert "train: the file is empty" in captured.err
+    line = json.loads(captured.out.splitlines()[-1])
+    assert (line["job"], line["exit_code"], line["error"]) == ("train", 3, "DataError")
+    logged = Path("runs/x/logs/jobs.jsonl").read_text().splitlines()
+    assert [json.loads(entry)["exit_code"] for entry in logged] == [0, 3]
+    monkeypatch.setattr(pipeline, "STAGES", good)
+    assert run() == ALL[1:]
+
+
+def test_the_resolved_configuration_lies_in_the_run(directory: Path) -> None:
+    run("train.max_epochs=3")
+    resolved = load_config("runs/x/config.toml")
+    assert resolved.train.max_epochs == 3
+    assert resolved == load_config("x.toml", ["train.max_epochs=3"])

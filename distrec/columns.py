@@ -65,4 +65,5 @@ def feature_column(side: str, name: str) -> str:
     return f"{side}_{name}"
 
 
-RESERVED_FEATURE_NAMES = frozenset({"id", "index"})
+# the last three would name a feature's table as one of the model's own: item_history, item_bias ...
+RESERVED_FEATURE_NAMES = frozenset({"id", "index", "history", "bias", "output"})

@@ -1,0 +1,7 @@
+"""The unified model and what it is trained on."""
+
+from distrec.model.objective import Objective, resolve_loss_kind
+from distrec.model.spec import ModelSpec
+from distrec.model.unified import UnifiedModel
+
+__all__ = ["ModelSpec", "Objective", "UnifiedModel", "resolve_loss_kind"]

@@ -1,0 +1,72 @@
+"""The dense building blocks of the towers: the multi-layer perceptron and the gate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+# scores are inner products of D-wide vectors: outputs of this size start them near zero
+_OUTPUT_SCALE = 0.1
+
+
+class MultiLayerPerceptron(nn.Module):
+    """Linear, GELU and dropout per hidden layer, then a linear output that starts small.
+
+    No batch normalisation: it would make a rank's result depend on how the batch is cut.
+
+    Args:
+        input_dim: Width of the input.
+        hidden_dims: Widths of the hidden layers; none gives one linear map.
+        output_dim: Width of the output.
+        dropout: Of the hidden activations.
+    """
+
+    def __init__(
+        self, input_dim: int, hidden_dims: Sequence[int], output_dim: int, dropout: float
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        width = input_dim
+        for hidden_dim in hidden_dims:
+            layers += [nn.Linear(width, hidden_dim), nn.GELU(), nn.Dropout(dropout)]
+            width = hidden_dim
+        output = nn.Linear(width, output_dim)
+        nn.init.normal_(output.weight, std=_OUTPUT_SCALE / width**0.5)
+        nn.init.zeros_(output.bias)
+        self.layers = nn.Sequential(*layers, output)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """float32 (B, input_dim) to (B, output_dim)."""
+        outputs: Tensor = self.layers(inputs)
+        return outputs
+
+
+class Gate(nn.Module):
+    """Weights of the towers from how much is known of a user or an item.
+
+    The weights of one example sum to the number of towers, and all start at 1. With one tower the
+    weight is 1 and there is nothing to learn.
+
+    Args:
+        num_signals: Width of what is known.
+        num_towers: T.
+        hidden_dim: Width of the hidden layer.
+    """
+
+    def __init__(self, num_signals: int, num_towers: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.num_towers = num_towers
+        if num_towers > 1:
+            self.hidden = nn.Linear(num_signals, hidden_dim)
+            self.output = nn.Linear(hidden_dim, num_towers)
+            nn.init.zeros_(self.output.weight)
+            nn.init.zeros_(self.output.bias)
+
+    def forward(self, signals: Tensor) -> Tensor:
+        """float32 (B, num_signals) to (B, T)."""
+        if self.num_towers == 1:
+            return torch.ones(len(signals), 1, dtype=signals.dtype, device=signals.device)
+        logits = self.output(torch.tanh(self.hidden(signals)))
+        return self.num_towers * torch.softmax(logits, dim=-1)

@@ -1,0 +1,232 @@
+"""The towers: each asks for embedding rows and turns them into a user and an item vector.
+
+A tower's part of a score is the inner product of its two vectors. A new tower is a class with the
+methods of `Tower` and a line in `unified.TOWERS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from distrec.batch import Batch, ItemBatch, Jagged
+from distrec.columns import UNKNOWN_INDEX
+from distrec.config import ModelConfig
+from distrec.model.features import FeatureEncoder, keep_values
+from distrec.model.layers import MultiLayerPerceptron
+from distrec.model.spec import ModelSpec
+from distrec.sharding.lookup import Request
+from distrec.sharding.plan import TableSpec
+
+USER_TABLE = "user"
+ITEM_TABLE = "item"
+ITEM_OUTPUT_TABLE = "item_output"
+ITEM_HISTORY_TABLE = "item_history"
+
+
+def trained_index(item_index: Tensor, num_trained_items: int) -> Tensor:
+    """Item indexes with those that train never saw replaced by the unknown one."""
+    return item_index.masked_fill(item_index >= num_trained_items, UNKNOWN_INDEX)
+
+
+def with_unknown(index: Tensor, appended: bool) -> Jagged:
+    """One id an example; with `appended`, the unknown id as one more, for `replace_withheld`."""
+    if appended:
+        index = torch.cat([index, index.new_full((1,), UNKNOWN_INDEX)])
+    return Jagged.singles(index)
+
+
+def replace_withheld(rows: Tensor, withheld: Tensor | None) -> Tensor:
+    """Put the unknown row, the last one, where an id is withheld.
+
+    Args:
+        rows: (B + 1, D), or (B, D) when nothing is withheld.
+        withheld: bool, (B,), or None.
+
+    Returns:
+        (B, D), connected to every requested row.
+    """
+    if withheld is None:
+        return rows
+    return torch.where(withheld.unsqueeze(1), rows[-1:], rows[:-1])
+
+
+class Tower(nn.Module):
+    """What every tower has; `withheld` (bool, one an example) says whose ids are dropped out."""
+
+    def table_specs(self) -> tuple[TableSpec, ...]:
+        """The tables that the requests read."""
+        raise NotImplementedError
+
+    def user_requests(self, batch: Batch, with_unknown_row: bool) -> dict[str, Request]:
+        """Rows for the user side, by names that start with ``user.``."""
+        raise NotImplementedError
+
+    def item_requests(self, items: ItemBatch, with_unknown_row: bool) -> dict[str, Request]:
+        """Rows for the item side, by names that start with ``item.``."""
+        raise NotImplementedError
+
+    def encode_users(
+        self, batch: Batch, rows: Mapping[str, Tensor], withheld: Tensor | None
+    ) -> Tensor:
+        """User vectors, float32 (B, D)."""
+        raise NotImplementedError
+
+    def encode_items(
+        self, items: ItemBatch, rows: Mapping[str, Tensor], withheld: Tensor | None
+    ) -> Tensor:
+        """Item vectors, float32 (M, D)."""
+        raise NotImplementedError
+
+
+class CollaborativeTower(Tower):
+    """Matrix factorisation: a row a user, a row an item.
+
+    Source: Koren, Bell and Volinsky 2009, "Matrix Factorization Techniques for Recommender
+    Systems".
+    """
+
+    def __init__(self, spec: ModelSpec, config: ModelConfig) -> None:
+        super().__init__()
+        self.spec = spec
+        self.embedding_dim = config.embedding_dim
+
+    def table_specs(self) -> tuple[TableSpec, ...]:
+        """The user and the item table."""
+        return (
+            TableSpec(USER_TABLE, self.spec.num_users, self.embedding_dim),
+            TableSpec(ITEM_TABLE, self.spec.num_trained_items, self.embedding_dim),
+        )
+
+    def user_requests(self, batch: Batch, with_unknown_row: bool) -> dict[str, Request]:
+        """The user's row."""
+        bags = with_unknown(batch.user_index, with_unknown_row)
+        return {"user.id": Request(USER_TABLE, bags, "none")}
+
+    def item_requests(self, items: ItemBatch, with_unknown_row: bool) -> dict[str, Request]:
+        """The item's row."""
+        index = trained_index(items.item_index, self.spec.num_trained_items)
+        bags = with_unknown(index, with_unknown_row)
+        return {f"item.{ITEM_TABLE}": Request(ITEM_TABLE, bags, "none")}
+
+    def encode_users(
+        self, batch: Batch, rows: Mapping[str, Tensor], withheld: Tensor | None
+    ) -> Tensor:
+        """The user's row."""
+        return replace_withheld(rows["user.id"], withheld)
+
+    def encode_items(
+        self, items: ItemBatch, rows: Mapping[str, Tensor], withheld: Tensor | None
+    ) -> Tensor:
+        """The item's row."""
+        return replace_withheld(rows[f"item.{ITEM_TABLE}"], withheld)
+
+
+class AutoencoderTower(Tower):
+    """Denoising autoencoder: the bag of the history through an MLP, against an output row an item.
+
+    The bag is the sum of the input rows over the root of the history's length; in training a share
+    of the items is withheld and the rest scaled up, as dropout does. The MLP adds to the bag, so
+    that the linear item-to-item model is there from the first step.
+
+    Source: Liang et al. 2018, arXiv:1802.05814 (Mult-DAE), section 2; with a sum of rows in place
+    of the first layer, which is the same product.
+    """
+
+    def __init__(self, spec: ModelSpec, config: ModelConfig) -> None:
+        super().__init__()
+        self.spec = spec
+        self.embedding_dim = config.embedding_dim
+        self.input_dropout = config.input_dropout
+        self.output_table = ITEM_TABLE if config.share_item_embedding else ITEM_OUTPUT_TABLE
+        self.network = MultiLayerPerceptron(
+            self.embedding_dim, config.autoencoder_hidden, self.embedding_dim, config.dropout
+        )
+
+    def table_specs(self) -> tuple[TableSpec, ...]:
+        """The input table and the output table, which may be the collaborative tower's."""
+        return (
+            TableSpec(ITEM_HISTORY_TABLE, self.spec.num_trained_items, self.embedding_dim),
+            TableSpec(self.output_table, self.spec.num_trained_items, self.embedding_dim),
+        )
+
+    def user_requests(self, batch: Batch, with_unknown_row: bool) -> dict[str, Request]:
+        """The sum over the history; withheld items are not asked for, so no row travels."""
+        history = Jagged(
+            trained_index(batch.history.values, self.spec.num_trained_items), batch.history.offsets
+        )
+        if self.training and self.input_dropout > 0:
+            draws = torch.rand(len(history.values), device=history.values.device)
+            history = keep_values(history, draws >= self.input_dropout)
+        return {"user.history": Request(ITEM_HISTORY_TABLE, history, "sum")}
+
+    def item_requests(self, items: ItemBatch, with_unknown_row: bool) -> dict[str, Request]:
+        """The item's output row."""
+        index = trained_index(items.item_index, self.spec.num_trained_items)
+        bags = with_unknown(index, with_unknown_row)
+        return {f"item.{self.output_table}": Request(self.output_table, bags, "none")}
+
+    def encode_users(
+        self, batch: Batch, rows: Mapping[str, Tensor], withheld: Tensor | None
+    ) -> Tensor:
+        """The encoded history; an empty one gives what the MLP makes of zeros."""
+        lengths = batch.history.lengths.clamp(min=1).to(torch.float32)
+        kept_share = 1.0 - self.input_dropout if self.training else 1.0
+        bag = rows["user.history"] / (lengths.sqrt() * kept_share).unsqueeze(1)
+        encoded: Tensor = bag + self.network(bag)
+        return encoded
+
+    def encode_items(
+        self, items: ItemBatch, rows: Mapping[str, Tensor], withheld: Tensor | None
+    ) -> Tensor:
+        """The item's output row."""
+        return replace_withheld(rows[f"item.{self.output_table}"], withheld)
+
+
+class DeepTower(Tower):
+    """Two MLPs: over the features of user and context, and over those of the item.
+
+    Source: Covington, Adams and Sargin 2016, "Deep Neural Networks for YouTube Recommendations",
+    section 3; with features on the item side too, so that a cold item has a vector.
+    """
+
+    def __init__(self, spec: ModelSpec, config: ModelConfig) -> None:
+        super().__init__()
+        self.user_features = FeatureEncoder(
+            spec.features_of("user", "context"), "user", config.feature_dim, config.id_dropout
+        )
+        self.item_features = FeatureEncoder(spec.features_of("item"), "item", config.feature_dim)
+        self.user_network = MultiLayerPerceptron(
+            self.user_features.output_dim, config.deep_hidden, config.embedding_dim, config.dropout
+        )
+        self.item_network = MultiLayerPerceptron(
+            self.item_features.output_dim, config.deep_hidden, config.embedding_dim, config.dropout
+        )
+
+    def table_specs(self) -> tuple[TableSpec, ...]:
+        """One table a feature of ids."""
+        return self.user_features.table_specs() + self.item_features.table_specs()
+
+    def user_requests(self, batch: Batch, with_unknown_row: bool) -> dict[str, Request]:
+        """The mean embedding of each user and context feature."""
+        return self.user_features.requests(batch.ids)
+
+    def item_requests(self, items: ItemBatch, with_unknown_row: bool) -> dict[str, Request]:
+        """The mean embedding of each item feature."""
+        return self.item_features.requests(items.ids)
+
+    def encode_users(
+        self, batch: Batch, rows: Mapping[str, Tensor], withheld: Tensor | None
+    ) -> Tensor:
+        """The encoded features."""
+        encoded: Tensor = self.user_network(self.user_features(rows, batch.dense))
+        return encoded
+
+    def encode_items(
+        self, items: ItemBatch, rows: Mapping[str, Tensor], withheld: Tensor | None
+    ) -> Tensor:
+        """The encoded features."""
+        encoded: Tensor = self.item_network(self.item_features(rows, items.dense))
+        return encoded

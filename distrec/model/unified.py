@@ -1,0 +1,220 @@
+"""The unified model: gated towers side by side, so that one inner product scores everything.
+
+The module holds the dense part only. Embedding rows are asked for by name and handed back by
+whoever keeps the tables, so that the same model trains on sharded tables and scores from a memory
+map. In training, requests draw the withheld history and encoding draws the withheld ids, so both
+are called once a step, in the same mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from distrec.batch import Batch, ItemBatch
+from distrec.columns import FIRST_INDEX
+from distrec.config import ModelConfig
+from distrec.model.features import has_features
+from distrec.model.layers import Gate
+from distrec.model.spec import ModelSpec
+from distrec.model.towers import (
+    AutoencoderTower,
+    CollaborativeTower,
+    DeepTower,
+    Tower,
+    replace_withheld,
+    trained_index,
+    with_unknown,
+)
+from distrec.sharding.lookup import Request
+from distrec.sharding.plan import TableSpec
+
+TOWERS: Mapping[str, type[Tower]] = {
+    "cf": CollaborativeTower,
+    "autoencoder": AutoencoderTower,
+    "deep": DeepTower,
+}
+BIAS_TABLE = "item_bias"
+# the kernels want rows of a multiple of four numbers; the bias is their sum
+BIAS_WIDTH = 4
+_NUM_USER_SIGNALS = 4
+_NUM_ITEM_SIGNALS = 3
+# brings log1p of counts to the size of the flags beside them
+_LOG_COUNT_SCALE = 0.2
+
+
+class UnifiedModel(nn.Module):
+    """Encodes users and items as vectors whose inner product is the score.
+
+    Args:
+        spec: Sizes and features of the dataset.
+        config: Section [model].
+
+    Attributes:
+        tower_names: In the order in which their vectors stand side by side.
+        vector_width: T * D + 1. The last number is 1 for a user and the bias for an item.
+
+    Source: a gate over towers as in Ma et al. 2018, "Modeling Task Relationships in Multi-task
+    Learning with Multi-gate Mixture-of-Experts", on each side apart so that the score factorises.
+    """
+
+    def __init__(self, spec: ModelSpec, config: ModelConfig) -> None:
+        super().__init__()
+        self.spec = spec
+        self.config = config
+        self.tower_names = tuple(name for name in TOWERS if name in config.towers)
+        self.towers = nn.ModuleDict({name: TOWERS[name](spec, config) for name in self.tower_names})
+        num_towers = len(self.tower_names)
+        self.user_gate = Gate(_NUM_USER_SIGNALS, num_towers, config.gate_hidden)
+        self.item_gate = Gate(_NUM_ITEM_SIGNALS, num_towers, config.gate_hidden)
+        # without effect in a softmax; the base rate in binary cross-entropy
+        self.global_bias = nn.Parameter(torch.zeros(()))
+        self.vector_width = num_towers * config.embedding_dim + 1
+
+    def _towers(self) -> list[Tower]:
+        return [tower for tower in self.towers.values() if isinstance(tower, Tower)]
+
+    @property
+    def _withholds_ids(self) -> bool:
+        return self.training and self.config.id_dropout > 0
+
+    def _withheld(self, count: int, device: torch.device) -> Tensor | None:
+        if not self._withholds_ids:
+            return None
+        return torch.rand(count, device=device) < self.config.id_dropout
+
+    def table_specs(self) -> tuple[TableSpec, ...]:
+        """The embedding tables that the towers switched on need, each once."""
+        specs = {
+            BIAS_TABLE: TableSpec(BIAS_TABLE, self.spec.num_trained_items, BIAS_WIDTH),
+        }
+        for tower in self._towers():
+            specs.update({table.name: table for table in tower.table_specs()})
+        return tuple(specs[name] for name in sorted(specs))
+
+    def user_requests(self, batch: Batch) -> dict[str, Request]:
+        """Rows that `encode_users` needs; every name starts with ``user.``."""
+        requests: dict[str, Request] = {}
+        for tower in self._towers():
+            requests.update(tower.user_requests(batch, self._withholds_ids))
+        return requests
+
+    def item_requests(self, items: ItemBatch) -> dict[str, Request]:
+        """Rows that `encode_items` needs; every name starts with ``item.``.
+
+        Items that train never saw look up the unknown row.
+        """
+        index = trained_index(items.item_index, self.spec.num_trained_items)
+        bags = with_unknown(index, self._withholds_ids)
+        requests = {"item.bias": Request(BIAS_TABLE, bags, "none")}
+        for tower in self._towers():
+            requests.update(tower.item_requests(items, self._withholds_ids))
+        return requests
+
+    def encode_users(self, batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
+        """User vectors.
+
+        Args:
+            batch: B examples or queries; zero rows are allowed.
+            rows: What the look-up gave for `user_requests(batch)`, perhaps among others.
+
+        Returns:
+            float32, (B, vector_width); connected to every requested row and every parameter of the
+            user side, whatever B.
+        """
+        withheld = self._withheld(batch.batch_size, batch.user_index.device)
+        weights = self.user_gate(self._user_signals(batch, withheld))
+        vectors = self._gated(
+            [tower.encode_users(batch, rows, withheld) for tower in self._towers()], weights
+        )
+        ones = torch.ones(batch.batch_size, 1, dtype=vectors.dtype, device=vectors.device)
+        return torch.cat([vectors / self.config.temperature, ones], dim=1)
+
+    def encode_items(self, items: ItemBatch, rows: Mapping[str, Tensor]) -> Tensor:
+        """Item vectors.
+
+        Args:
+            items: M items; none is allowed.
+            rows: What the look-up gave for `item_requests(items)`, perhaps among others.
+
+        Returns:
+            float32, (M, vector_width); connected to every requested row and every parameter of the
+            item side, whatever M.
+        """
+        withheld = self._withheld(len(items.item_index), items.item_index.device)
+        weights = self.item_gate(self._item_signals(items, withheld))
+        vectors = self._gated(
+            [tower.encode_items(items, rows, withheld) for tower in self._towers()], weights
+        )
+        bias = replace_withheld(rows["item.bias"], withheld).sum(dim=1, keepdim=True)
+        return torch.cat([vectors, bias + self.global_bias], dim=1)
+
+    def tower_scores(self, users: Tensor, items: Tensor) -> Tensor:
+        """Each tower's share of the scores, for explanations.
+
+        Args:
+            users: (..., vector_width), as `encode_users` gives them.
+            items: (..., vector_width), of a shape that broadcasts with users: (B, 1, W) and
+                (1, M, W) for all pairs, (B, W) twice for B pairs.
+
+        Returns:
+            (..., T + 1): the towers in the order of `tower_names`, then the item's bias. They sum
+            to the score.
+        """
+        products = users * items
+        towers = products[..., :-1].unflatten(-1, (len(self.tower_names), -1)).sum(dim=-1)
+        return torch.cat([towers, products[..., -1:]], dim=-1)
+
+    def user_squared_norms(self, batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
+        """Squared norm of the rows that each example uses on the user side: float32, (B,).
+
+        A pooled bag counts as one row. A withheld id still counts.
+        """
+        return _squared_norms(rows, "user.", batch.user_index)
+
+    def item_squared_norms(self, items: ItemBatch, rows: Mapping[str, Tensor]) -> Tensor:
+        """Squared norm of the rows that each item uses: float32, (M,)."""
+        return _squared_norms(rows, "item.", items.item_index)
+
+    def _gated(self, vectors: list[Tensor], weights: Tensor) -> Tensor:
+        stacked = torch.stack(vectors, dim=1)  # (B, T, D)
+        if self.config.normalize:
+            stacked = functional.normalize(stacked, dim=-1)
+        return (stacked * weights.unsqueeze(-1)).flatten(1)
+
+    def _user_signals(self, batch: Batch, withheld: Tensor | None) -> Tensor:
+        """What the gate sees of a user: float32, (B, 4)."""
+        known = batch.user_index >= FIRST_INDEX
+        if withheld is not None:
+            known = known & ~withheld
+        counts = torch.stack([batch.num_events, batch.history.lengths], dim=1).to(torch.float32)
+        return torch.cat(
+            [
+                torch.log1p(counts) * _LOG_COUNT_SCALE,
+                known.to(torch.float32).unsqueeze(1),
+                has_features(batch.ids, batch.dense),
+            ],
+            dim=1,
+        )
+
+    def _item_signals(self, items: ItemBatch, withheld: Tensor | None) -> Tensor:
+        """What the gate sees of an item: float32, (M, 3). A withheld item looks like a cold one."""
+        known = (items.item_index >= FIRST_INDEX) & (items.item_index < self.spec.num_trained_items)
+        if withheld is not None:
+            known = known & ~withheld
+        flag = known.to(torch.float32)
+        log_count = torch.log1p(items.count.to(torch.float32)) * _LOG_COUNT_SCALE * flag
+        return torch.cat(
+            [torch.stack([log_count, flag], dim=1), has_features(items.ids, items.dense)], dim=1
+        )
+
+
+def _squared_norms(rows: Mapping[str, Tensor], prefix: str, index: Tensor) -> Tensor:
+    total = torch.zeros(len(index), device=index.device)
+    for name in sorted(name for name in rows if name.startswith(prefix)):
+        # without the unknown row, which is no example's
+        total = total + rows[name][: len(index)].square().sum(dim=1)
+    return total

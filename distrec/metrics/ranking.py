@@ -21,7 +21,7 @@ Manning, Raghavan and Schütze 2008, Introduction to Information Retrieval, chap
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ __all__ = [
     "metric_names",
     "parse_metric_name",
     "recommend",
+    "slice_bags",
 ]
 
 # the whole, and slices: of users by num_events, of targets by their count in train
@@ -66,9 +67,11 @@ def recommend(scores: Tensor, k: int, seen: Jagged | None, targets: Jagged | Non
     num_rows, num_columns = scores.shape
     scores = scores.float()
     if seen is not None and len(seen.values):
+        seen = seen.to(scores.device)
         rows, columns = _positions(seen, num_rows, num_columns, "seen")
         if targets is not None:
             cells = rows * num_columns + columns
+            targets = targets.to(scores.device)
             kept = _positions(targets, num_rows, num_columns, "targets")
             masked = ~torch.isin(cells, kept[0] * num_columns + kept[1])
             rows, columns = rows[masked], columns[masked]
@@ -76,6 +79,13 @@ def recommend(scores: Tensor, k: int, seen: Jagged | None, targets: Jagged | Non
         scores = scores.index_put((rows, columns), minus_infinity)
     chosen = top_k(scores, k)
     return torch.where(chosen < 0, PADDING_INDEX, chosen + FIRST_INDEX)
+
+
+def slice_bags(bags: Jagged, start: int, stop: int) -> Jagged:
+    """The bags from start up to stop, without copying their values."""
+    offsets = bags.offsets[start : stop + 1]
+    first, last = int(offsets[0]), int(offsets[-1])
+    return Jagged(bags.values[first:last], offsets - first)
 
 
 def _positions(bags: Jagged, num_rows: int, num_columns: int, name: str) -> tuple[Tensor, Tensor]:
@@ -185,25 +195,40 @@ class RankingMetrics:
         """Queries with at least one target so far."""
         return int(self._sums[0, 0])
 
-    def update(self, scores: Tensor, queries: QueryBatch) -> None:
+    def update(self, scores: Tensor | Iterable[Tensor], queries: QueryBatch) -> None:
         """Add B queries.
 
         Args:
-            scores: float, (B, num_items - FIRST_INDEX), on any device; not changed.
-            queries: The same B users, on the same device.
+            scores: float, (B, num_items - FIRST_INDEX), on any device; not changed. Or that in
+                blocks of consecutive rows, when the whole is too large to be held at once.
+            queries: The same B users.
 
         Raises:
             DataError: A score is NaN, or the shapes or indexes do not fit the catalogue.
         """
-        expected = (queries.batch.batch_size, self.num_items - FIRST_INDEX)
-        if tuple(scores.shape) != expected:
+        num_queries = queries.batch.batch_size
+        lists = torch.full((num_queries, self.ks[-1]), PADDING_INDEX)
+        start = 0
+        for block in [scores] if isinstance(scores, Tensor) else scores:
+            stop = start + len(block)
+            self._check_shape(block, stop <= num_queries)
+            seen = slice_bags(queries.seen, start, stop) if self.exclude_seen else None
+            targets = slice_bags(queries.targets, start, stop)
+            lists[start:stop] = recommend(block, self.ks[-1], seen, targets)
+            start = stop
+        if start != num_queries:
             raise DataError(
-                f"scores have a row a query and a column a catalogue item. Received: "
-                f"{tuple(scores.shape)}, expected {expected}."
+                f"every query is scored. Received: {num_queries} queries, {start} rows."
             )
-        seen = queries.seen if self.exclude_seen else None
-        lists = recommend(scores, self.ks[-1], seen, queries.targets)
         self.update_lists(lists, queries.targets, queries.batch.num_events)
+
+    def _check_shape(self, block: Tensor, fits: bool) -> None:
+        width = self.num_items - FIRST_INDEX
+        if not fits or block.dim() != 2 or block.shape[1] != width:
+            raise DataError(
+                f"scores have a row a query and a column for each of the {width} items of the "
+                f"catalogue. Received: shape {tuple(block.shape)}."
+            )
 
     def update_lists(self, lists: Tensor, targets: Jagged, num_events: Tensor) -> None:
         """Add B lists that are already made.

@@ -1,0 +1,286 @@
+"""Charts as inline SVG: lines, grouped columns and stacked rows, coloured by the page's style.
+
+The drawing is small (440 wide) and scales with its box, so text stays readable on a telephone.
+Every mark has a tooltip (``<title>``), every chart a description; all text is escaped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+from distrec.report.scales import Axis, NumberFormat, Scale, fit, number
+
+WIDTH, HEIGHT = 440, 250
+LEFT, RIGHT, TOP, BOTTOM = 58, 424, 32, 204
+NUM_COLORS = 6
+# more marks than this cannot be pointed at one by one
+MAX_TOOLTIPS = 120
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line: its name and its points (x, y), x ascending."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+
+
+def color_class(index: int) -> str:
+    """Style class of the index-th series; the last colour is the neutral one of "other"."""
+    return f"c{index}" if index < NUM_COLORS else "cx"
+
+
+def legend(names: Sequence[str], colors: Sequence[int] | None = None) -> Markup:
+    """Names beside their colours."""
+    entries = Markup("").join(
+        Markup('<li><span class="swatch {}" aria-hidden="true"></span>{}</li>').format(
+            color_class(colors[position] if colors else position), name
+        )
+        for position, name in enumerate(names)
+    )
+    return Markup('<ul class="legend">{}</ul>').format(entries)
+
+
+def cell_bar(share: float, color: int = 0) -> Markup:
+    """A thin bar under a number in a table: `share` of the cell's width."""
+    width = 100 * min(max(share, 0.0), 1.0) if math.isfinite(share) else 0.0
+    return Markup(
+        '<svg class="cellbar" width="100%" height="4" aria-hidden="true">'
+        '<rect class="track" width="100%" height="4" rx="2"/>'
+        '<rect class="fill {}" width="{:.1f}%" height="4" rx="2"/></svg>'
+    ).format(color_class(color), width)
+
+
+def line_chart(
+    description: str,
+    series: Sequence[Series],
+    x: Axis,
+    y: Axis,
+    best: tuple[float, float] | None = None,
+) -> Markup:
+    """Lines over a common x.
+
+    Args:
+        description: What a reader who does not see the chart should know.
+        series: At least one point in all; points that are not finite (or, on a logarithmic axis,
+            not positive) are left out.
+        x: The horizontal axis.
+        y: The vertical axis.
+        best: A point to mark.
+    """
+    lines = [Series(one.name, _drawable(one.points, x.log, y.log)) for one in series]
+    xs = [point[0] for one in lines for point in one.points]
+    ys = [point[1] for one in lines for point in one.points]
+    if not xs:
+        return empty_chart(description)
+    across, up = fit(x, xs, LEFT, RIGHT, 5), fit(y, ys, BOTTOM, TOP, 5)
+    across = _tight(across, xs)
+    parts = [_horizontal_grid(up, y), _vertical_ticks(across, x, [*across.ticks])]
+    for index, one in enumerate(lines):
+        path = " ".join(f"{across(a):.1f},{up(b):.1f}" for a, b in one.points)
+        parts.append(f'<polyline class="line {color_class(index)}" points="{path}"/>')
+        stride = max(1, len(one.points) // MAX_TOOLTIPS)
+        for a, b in one.points[::stride]:
+            name = f"{one.name}: " if len(lines) > 1 else ""
+            tip = f"{name}{x.label} {x.exact(a)}, {y.label} {y.exact(b)}"
+            dot = "dot" if len(one.points) == 1 else "spot"
+            parts.append(_circle(across(a), up(b), dot, index, tip))
+    if best is not None and all(map(math.isfinite, best)):
+        tip = f"best: {y.label} {y.exact(best[1])} at {x.label} {x.exact(best[0])}"
+        parts.append(_circle(across(best[0]), up(best[1]), "best", 0, tip))
+    return _svg(description, HEIGHT, parts)
+
+
+def column_chart(
+    description: str,
+    groups: Sequence[str],
+    names: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    x_label: str,
+    y: Axis,
+) -> Markup:
+    """Columns from zero, in groups.
+
+    Args:
+        description: What a reader who does not see the chart should know.
+        groups: Labels along the horizontal axis.
+        names: Columns of each group, each in its colour.
+        values: [name][group]; None leaves a gap.
+        x_label: Quantity and unit of the groups.
+        y: The vertical axis.
+    """
+    known = [value for row in values for value in row if value is not None and math.isfinite(value)]
+    if not known:
+        return empty_chart(description)
+    up = fit(Axis(y.label, zero=True), [*known, 0.0], BOTTOM, TOP, 5)
+    parts = [_horizontal_grid(up, y), _x_label(x_label)]
+    slot = (RIGHT - LEFT) / len(groups)
+    width = min(0.76 * slot / len(names), 34.0)
+    # a label needs about 34 of the 440 units: leave some out when there are many
+    every = max(1, math.ceil(len(groups) * 34 / (RIGHT - LEFT)))
+    for place, group in enumerate(groups):
+        middle = LEFT + (place + 0.5) * slot
+        if place % every == 0:
+            parts.append(_text(middle, BOTTOM + 17, group, "tick", "middle"))
+        for index, name in enumerate(names):
+            value = values[index][place]
+            if value is None or not math.isfinite(value):
+                continue
+            left = middle + (index - len(names) / 2) * width
+            top, bottom = sorted((up(value), up(0.0)))
+            who = f"{name}, " if len(names) > 1 else ""
+            tip = f"{who}{x_label} {group}: {y.exact(value)}"
+            parts.append(_rect(left, top, width - 1, bottom - top, color_class(index), tip))
+    return _svg(description, HEIGHT, parts)
+
+
+def stacked_rows(
+    description: str,
+    rows: Sequence[str],
+    names: Sequence[str],
+    values: Sequence[Sequence[float]],
+    exact: NumberFormat,
+    colors: Sequence[int] | None = None,
+) -> Markup:
+    """One horizontal bar a row, cut into named parts, with its total at the end.
+
+    Args:
+        description: What a reader who does not see the chart should know.
+        rows: Labels at the left.
+        names: Parts of each bar.
+        values: [row][name], none below zero.
+        exact: Text of a value.
+        colors: Colour of each part.
+    """
+    label_width, height, top = 92, 26, 6
+    room = WIDTH - label_width - 84
+    totals = [sum(row) for row in values]
+    longest = max(totals, default=0.0)
+    if longest <= 0:
+        return empty_chart(description)
+    parts = []
+    for place, row in enumerate(values):
+        y = top + place * height
+        left = float(label_width)
+        parts.append(_text(label_width - 8, y + 14, rows[place], "label", "end"))
+        for index, value in enumerate(row):
+            width = room * value / longest
+            if width > 0:
+                color = color_class(colors[index] if colors else index)
+                tip = f"{rows[place]}, {names[index]}: {exact(value)}"
+                parts.append(_rect(left, y + 2, max(width - 1, 0.6), height - 10, color, tip))
+            left += width
+        parts.append(_text(left + 6, y + 14, exact(totals[place]), "tick", "start"))
+    return _svg(description, top + height * len(rows) + 4, parts)
+
+
+def empty_chart(description: str) -> Markup:
+    """Stands where there is nothing to draw."""
+    return _svg(
+        f"{description} There is nothing to draw.",
+        60,
+        [_text(WIDTH / 2, 34, "nothing to draw", "tick", "middle")],
+    )
+
+
+def _drawable(
+    points: Iterable[tuple[float, float]], x_log: bool, y_log: bool
+) -> list[tuple[float, float]]:
+    return [
+        (a, b)
+        for a, b in points
+        if math.isfinite(a) and math.isfinite(b) and (a > 0 or not x_log) and (b > 0 or not y_log)
+    ]
+
+
+def _tight(scale: Scale, values: Sequence[float]) -> Scale:
+    """A linear scale that ends with the data, so that a curve fills its chart."""
+    if scale.log:
+        return scale
+    low, high = min(values), max(values)
+    if high <= low:
+        return scale
+    inner = [tick for tick in scale.ticks if low < tick < high]
+    return Scale([low, *inner, high], scale.start, scale.stop)
+
+
+def _horizontal_grid(scale: Scale, axis: Axis) -> Markup:
+    lines = [_text(4, 14, axis.label, "axis", "start")]
+    for tick in scale.ticks:
+        y = scale(tick)
+        kind = "base" if tick == scale.ticks[0] else "grid"
+        lines.append(
+            Markup('<line class="{}" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(
+                kind, LEFT, RIGHT, y, y
+            )
+        )
+        lines.append(_text(LEFT - 7, y + 4, axis.tick(tick), "tick", "end"))
+    return Markup("").join(lines)
+
+
+def _vertical_ticks(scale: Scale, axis: Axis, ticks: Sequence[float]) -> Markup:
+    marks = [_x_label(axis.label)]
+    last = -math.inf
+    for tick in ticks:
+        x = scale(tick)
+        # the ends of a tight scale are data, not round: drop what would touch its neighbour
+        if x - last < 44 or (tick != ticks[-1] and scale(ticks[-1]) - x < 44):
+            continue
+        last = x
+        anchor = "end" if x > RIGHT - 12 else "middle"
+        marks.append(
+            Markup('<line class="base" x1="{:.1f}" x2="{:.1f}" y1="{}" y2="{}"/>').format(
+                x, x, BOTTOM, BOTTOM + 4
+            )
+        )
+        marks.append(_text(min(x, RIGHT + 8), BOTTOM + 19, axis.tick(tick), "tick", anchor))
+    return Markup("").join(marks)
+
+
+def _x_label(label: str) -> Markup:
+    return _text((LEFT + RIGHT) / 2, HEIGHT - 6, label, "axis", "middle")
+
+
+def _text(x: float, y: float, text: str, kind: str, anchor: str) -> Markup:
+    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
+        kind, x, y, anchor, text
+    )
+
+
+def _rect(x: float, y: float, width: float, height: float, color: str, tip: str) -> Markup:
+    return Markup(
+        '<rect class="fill {}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="1.5">'
+        "<title>{}</title></rect>"
+    ).format(color, x, y, width, max(height, 0.0), tip)
+
+
+def _circle(x: float, y: float, kind: str, color: int, tip: str) -> Markup:
+    return Markup(
+        '<circle class="{} {}" cx="{:.1f}" cy="{:.1f}" r="5"><title>{}</title></circle>'
+    ).format(kind, color_class(color), x, y, tip)
+
+
+def _svg(description: str, height: float, parts: Iterable[str]) -> Markup:
+    # every part is made above of escaped text and numbers
+    body = Markup("\n".join(str(part) for part in parts))
+    return Markup(
+        '<svg class="chart" viewBox="0 0 {} {:.0f}" role="img" aria-label="{}">\n{}\n</svg>'
+    ).format(WIDTH, height, description, body)
+
+
+__all__ = [
+    "Series",
+    "cell_bar",
+    "color_class",
+    "column_chart",
+    "empty_chart",
+    "escape",
+    "legend",
+    "line_chart",
+    "number",
+    "stacked_rows",
+]

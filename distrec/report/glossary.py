@@ -1,0 +1,124 @@
+"""What each metric means, how it is called and in which direction it is better."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is shown.
+
+    Args:
+        label: Column heading; "@K" is added where there is a cut-off.
+        meaning: One sentence.
+        better: Which way is better; "depends" where neither is.
+        family: ranking (is the withheld item found), beyond (what kind of list it is), or
+            classification (are probabilities right).
+    """
+
+    label: str
+    meaning: str
+    better: Literal["higher", "lower", "depends"] = "higher"
+    family: Literal["ranking", "beyond", "classification"] = "ranking"
+
+
+METRICS = {
+    "ndcg": Metric(
+        "NDCG",
+        "Normalised discounted cumulative gain: a withheld item counts the more, the higher it "
+        "stands among the first K; 1 is the best possible order.",
+    ),
+    "recall": Metric("Recall", "Share of a user's withheld items found among the first K."),
+    "hr": Metric("HR", "Hit rate: share of users with a withheld item among the first K."),
+    "precision": Metric("Precision", "Share of the first K that are withheld items of the user."),
+    "mrr": Metric(
+        "MRR",
+        "Mean reciprocal rank: 1 / rank of the first withheld item among the first K, else 0.",
+    ),
+    "map": Metric(
+        "MAP", "Mean average precision: precision at the rank of each withheld item, averaged."
+    ),
+    "coverage": Metric(
+        "Coverage",
+        "Share of the catalogue that is recommended to somebody within the first K.",
+        family="beyond",
+    ),
+    "popularity": Metric(
+        "Popularity",
+        "Mean number of train events of the recommended items; lower means less of the well "
+        "known.",
+        "depends",
+        "beyond",
+    ),
+    "diversity": Metric(
+        "Diversity",
+        "Mean distance between two items of one list; higher means lists that are less alike.",
+        family="beyond",
+    ),
+    "novelty": Metric(
+        "Novelty", "Mean surprise of the recommended items, -log2 of their share.", family="beyond"
+    ),
+    "auc": Metric(
+        "AUC",
+        "Chance that a positive scores above a negative; 0.5 is guessing.",
+        family="classification",
+    ),
+    "log_loss": Metric(
+        "Log loss",
+        "Mean negative log likelihood of the labels.",
+        "lower",
+        "classification",
+    ),
+    "calibration": Metric(
+        "Calibration",
+        "Mean predicted probability divided by the share of positives; 1 is right.",
+        "depends",
+        "classification",
+    ),
+    "calibration_error": Metric(
+        "Calibration error",
+        "Mean gap between predicted probability and the share of positives.",
+        "lower",
+        "classification",
+    ),
+    "brier": Metric(
+        "Brier", "Mean squared error of the probabilities.", "lower", "classification"
+    ),
+}
+MODELS = {"distrec": "distrec", "popularity": "popularity", "item_knn": "item kNN"}
+SLICES = {
+    "cold_users": "cold users",
+    "warm_users": "warm users",
+    "cold_items": "cold items",
+    "warm_items": "warm items",
+}
+
+
+def split_name(name: str) -> tuple[str, int | None]:
+    """``ndcg@10`` -> ("ndcg", 10); a name without a cut-off -> (name, None)."""
+    base, at, cutoff = name.partition("@")
+    return (base, int(cutoff)) if at and cutoff.isdigit() else (name, None)
+
+
+def describe(base: str) -> Metric:
+    """The entry of a metric; one that is not in the list is shown under its own name."""
+    known = METRICS.get(base)
+    return known or Metric(base.replace("_", " "), "Not described here.", "depends")
+
+
+def label(name: str) -> str:
+    """``ndcg@10`` -> ``NDCG@10``."""
+    base, cutoff = split_name(name)
+    return describe(base).label + (f"@{cutoff}" if cutoff is not None else "")
+
+
+def model_label(name: str) -> str:
+    """Name of a model for people."""
+    return MODELS.get(name, name.replace("_", " "))
+
+
+def slice_label(name: str) -> str:
+    """Name of a slice for people."""
+    return SLICES.get(name, name.replace("_", " "))

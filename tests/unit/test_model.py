@@ -1,0 +1,315 @@
+"""The unified model on tables held in memory: what it asks for and what it makes of the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from distrec.sharding.lookup import Request
+from torch import Tensor
+
+from distrec.batch import Batch, ItemBatch, Jagged
+from distrec.config import ModelConfig
+from distrec.dataset import FeatureSpec
+from distrec.model import ModelSpec, UnifiedModel
+from tests.synthetic import write_dataset
+
+FEATURES = (
+    FeatureSpec(
+        name="tags", side="item", kind="multi_categorical", column="item_tags", num_embeddings=7
+    ),
+    FeatureSpec(name="year", side="item", kind="number", column="item_year", dim=1),
+    FeatureSpec(name="age", side="user", kind="number", column="user_age", dim=1),
+    FeatureSpec(name="job", side="user", kind="categorical", column="user_job", num_embeddings=5),
+    FeatureSpec(
+        name="hour", side="context", kind="categorical", column="context_hour", num_embeddings=9
+    ),
+)
+# items 2 to 7 are trained, 8 and 9 are cold
+SPEC = ModelSpec(
+    features=FEATURES,
+    num_users=6,
+    num_trained_items=8,
+    num_items=10,
+    history_length=4,
+    has_labels=False,
+)
+NO_DROPOUT = {"dropout": 0.0, "input_dropout": 0.0, "id_dropout": 0.0}
+SMALL = {"embedding_dim": 8, "feature_dim": 4, "autoencoder_hidden": (6,), "deep_hidden": (6,)}
+
+
+class InMemoryTables:
+    """Whole tables as leaves of autograd, read by plain indexing."""
+
+    def __init__(self, model: UnifiedModel, scale: float = 0.5, seed: int = 3) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.weights = {
+            spec.name: (
+                torch.randn(spec.num_embeddings, spec.embedding_dim, generator=generator) * scale
+            ).requires_grad_()
+            for spec in model.table_specs()
+        }
+
+    def __call__(self, requests: Mapping[str, Request]) -> dict[str, Tensor]:
+        rows = {}
+        for name, request in requests.items():
+            picked = self.weights[request.table][request.ids.values]
+            if request.pooling != "none":
+                shape = (request.ids.batch_size, picked.shape[1])
+                bags = request.ids.bag_of_value
+                picked = torch.zeros(shape).index_add(0, bags, picked)
+            if request.pooling == "mean":
+                picked = picked / request.ids.lengths.clamp(min=1).unsqueeze(1)
+            rows[name] = picked
+        return rows
+
+
+def make_model(spec: ModelSpec = SPEC, **settings: object) -> UnifiedModel:
+    torch.manual_seed(0)
+    return UnifiedModel(spec, ModelConfig.model_validate({**SMALL, **NO_DROPOUT, **settings}))
+
+
+def make_batch(
+    users: list[int],
+    items: list[int],
+    histories: list[list[int]],
+    labels: list[float] | None = None,
+) -> Batch:
+    size = len(users)
+    history = Jagged.from_lists(histories)
+    generator = np.random.default_rng(size)
+    return Batch(
+        user_index=torch.tensor(users, dtype=torch.int64),
+        item_index=torch.tensor(items, dtype=torch.int64),
+        time=torch.zeros(size, dtype=torch.int64),
+        labels=torch.tensor([1.0] * size if labels is None else labels).reshape(size, 1),
+        weights=torch.arange(1, size + 1, dtype=torch.float32),
+        num_events=history.lengths,
+        history=history,
+        history_times=Jagged(torch.zeros_like(history.values), history.offsets),
+        ids={
+            "user_job": Jagged.singles(torch.tensor([2 + user % 3 for user in users]).long()),
+            "context_hour": Jagged.singles(torch.tensor([2 + item % 7 for item in items]).long()),
+        },
+        dense=torch.from_numpy(generator.normal(size=(size, 1))).float(),
+    )
+
+
+def make_catalogue(spec: ModelSpec = SPEC) -> ItemBatch:
+    index = torch.arange(2, spec.num_items)
+    return ItemBatch(
+        item_index=index,
+        count=(spec.num_items - index) * (index < spec.num_trained_items),
+        ids={"item_tags": Jagged.from_lists([[2 + i % 5, 2 + i % 3] for i in index.tolist()])},
+        dense=torch.linspace(-1, 1, len(index)).unsqueeze(1),
+    )
+
+
+BATCH = make_batch([2, 3, 5, 1], [2, 4, 7, 3], [[3, 4], [], [2, 3, 5, 6], [9]])
+
+
+def encode(model: UnifiedModel, tables: InMemoryTables, batch: Batch, items: ItemBatch):
+    rows = tables({**model.user_requests(batch), **model.item_requests(items)})
+    return model.encode_users(batch, rows), model.encode_items(items, rows)
+
+
+def test_spec_is_the_manifest_and_survives_json(tmp_path: Path) -> None:
+    manifest = write_dataset(tmp_path, num_users=7, num_items=5, num_cold_items=2)
+    spec = ModelSpec.from_manifest(manifest)
+    assert (spec.num_users, spec.num_trained_items, spec.num_items) == (9, 7, 9)
+    assert (spec.num_dense("user", "context"), spec.num_dense("item")) == (1, 3)
+    assert [feature.column for feature in spec.features_of("item")] == ["item_tags", "item_image"]
+    assert ModelSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"towers": ("cf",)}, {"user": (6, 8), "item": (8, 8)}),
+        ({"towers": ("autoencoder",)}, {"item": (8, 8), "item_history": (8, 8)}),
+        (
+            {"towers": ("cf", "autoencoder"), "share_item_embedding": False},
+            {"user": (6, 8), "item": (8, 8), "item_history": (8, 8), "item_output": (8, 8)},
+        ),
+        (
+            {"towers": ("deep",)},
+            {"user_job": (5, 4), "context_hour": (9, 4), "item_tags": (7, 4)},
+        ),
+        (
+            {},
+            {
+                "user": (6, 8),
+                "item": (8, 8),
+                "item_history": (8, 8),
+                "user_job": (5, 4),
+                "context_hour": (9, 4),
+                "item_tags": (7, 4),
+            },
+        ),
+    ],
+)
+def test_only_the_tables_of_towers_that_are_on(settings: dict, expected: dict) -> None:
+    model = make_model(**settings)
+    specs = {spec.name: (spec.num_embeddings, spec.embedding_dim) for spec in model.table_specs()}
+    assert specs == {"item_bias": (8, 4), **expected}
+    requests = {**model.user_requests(BATCH), **model.item_requests(make_catalogue())}
+    assert {request.table for request in requests.values()} == set(specs)
+    assert all(name.startswith("user.") for name in model.user_requests(BATCH))
+    assert all(name.startswith("item.") for name in model.item_requests(make_catalogue()))
+
+
+def test_score_of_one_tower_is_the_inner_product_of_rows_plus_bias() -> None:
+    model = make_model(towers=("cf",), temperature=0.5)
+    tables = InMemoryTables(model)
+    users, items = encode(model, tables, BATCH, make_catalogue())
+    weights = {name: weight.detach().numpy() for name, weight in tables.weights.items()}
+    # cold items 8 and 9 stand on the unknown row
+    index = [2, 3, 4, 5, 6, 7, 1, 1]
+    expected = weights["user"][[2, 3, 5, 1]] @ weights["item"][index].T / 0.5
+    expected += weights["item_bias"][index].sum(axis=1)
+    assert users.shape == (4, 9)
+    np.testing.assert_allclose((users @ items.T).detach().numpy(), expected, rtol=1e-5)
+
+
+def test_history_is_summed_over_the_root_of_its_length() -> None:
+    model = make_model(towers=("autoencoder",), autoencoder_hidden=())
+    with torch.no_grad():
+        for parameter in model.towers.parameters():
+            parameter.zero_()  # leaves the bag itself
+    tables = InMemoryTables(model)
+    users, _ = encode(model, tables, BATCH, make_catalogue())
+    table = tables.weights["item_history"].detach().numpy()
+    bags = [[3, 4], [], [2, 3, 5, 6], [1]]  # item 9 is cold, so unknown
+    expected = [table[bag].sum(axis=0) / max(1, len(bag)) ** 0.5 for bag in bags]
+    np.testing.assert_allclose(users[:, :-1].detach().numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_shares_of_the_towers_and_the_bias_make_up_the_score(normalize: bool) -> None:
+    model = make_model(normalize=normalize, temperature=0.5)
+    with torch.no_grad():
+        model.user_gate.output.weight.normal_()
+        model.item_gate.output.weight.normal_()
+        model.global_bias.fill_(0.3)
+    tables = InMemoryTables(model)
+    users, items = encode(model, tables, BATCH, make_catalogue())
+    shares = model.tower_scores(users.unsqueeze(1), items.unsqueeze(0))
+    assert shares.shape == (4, 8, 4)
+    torch.testing.assert_close(shares.sum(dim=-1), users @ items.T)
+    bias = tables.weights["item_bias"][[2, 3, 4, 5, 6, 7, 1, 1]].sum(dim=1) + 0.3
+    torch.testing.assert_close(shares[2, :, 3], bias)
+    vectors = users[:, :-1].unflatten(1, (3, 8))
+    own = vectors[0, 2] @ items[1, :-1].unflatten(0, (3, 8))[2]
+    torch.testing.assert_close(shares[0, 1, model.tower_names.index("deep")], own)
+    if normalize:
+        # the lengths are the gate's weights, which sum to T, over the temperature
+        torch.testing.assert_close(vectors.norm(dim=-1).sum(dim=1), torch.full((4,), 3 / 0.5))
+
+
+def test_gate_starts_even_and_tells_known_from_unknown() -> None:
+    model = make_model()
+    tables = InMemoryTables(model)
+    users, _ = encode(model, tables, BATCH, make_catalogue())
+    torch.testing.assert_close(users[:, :8], tables.weights["user"][[2, 3, 5, 1]])
+    with torch.no_grad():
+        model.user_gate.output.weight.normal_()
+    stranger = replace(BATCH, user_index=torch.ones_like(BATCH.user_index))
+    known = model.user_gate(model._user_signals(BATCH, None))
+    unknown = model.user_gate(model._user_signals(stranger, None))
+    assert (known[:3] - unknown[:3]).abs().min() > 1e-4
+    torch.testing.assert_close(known[3], unknown[3])
+
+
+def test_a_cold_item_differs_by_its_features_only() -> None:
+    model = make_model()
+    _, items = encode(model, InMemoryTables(model), BATCH, make_catalogue())
+    first, second = items[6], items[7]
+    torch.testing.assert_close(first[:16], second[:16])  # cf and autoencoder: the unknown row
+    assert (first[16:24] - second[16:24]).abs().max() > 1e-4  # deep
+    assert first[24] == second[24]
+
+
+def test_a_missing_feature_is_zero_and_not_the_padding_row() -> None:
+    model = make_model(towers=("deep",))
+    zeros, none = torch.zeros(4, dtype=torch.int64), Jagged.from_lists([[], [], [], []])
+    padded = replace(BATCH, ids={**BATCH.ids, "context_hour": Jagged.singles(zeros)})
+    empty = replace(BATCH, ids={**BATCH.ids, "context_hour": none})
+    tables = InMemoryTables(model)
+    users, _ = encode(model, tables, padded, make_catalogue())
+    torch.testing.assert_close(users, encode(model, tables, empty, make_catalogue())[0])
+    assert (users - encode(model, tables, BATCH, make_catalogue())[0]).abs().max() > 1e-4
+
+
+def test_input_dropout_asks_for_fewer_rows_and_keeps_the_mean() -> None:
+    model = make_model(towers=("autoencoder",), autoencoder_hidden=(), input_dropout=0.25)
+    with torch.no_grad():
+        for parameter in model.towers.parameters():
+            parameter.zero_()
+    tables = InMemoryTables(model)
+    batch = make_batch([2] * 500, [2] * 500, [[3, 4, 5, 6]] * 500)
+    asked = len(model.user_requests(batch)["user.history"].ids.values)
+    trained, _ = encode(model, tables, batch, make_catalogue())
+    assert 0.70 * 2000 < asked < 0.80 * 2000
+    model.eval()
+    assert len(model.user_requests(batch)["user.history"].ids.values) == 2000
+    evaluated, _ = encode(model, tables, batch, make_catalogue())
+    torch.testing.assert_close(trained.mean(dim=0), evaluated[0], atol=0.05, rtol=0)
+
+
+def test_a_withheld_id_reads_the_unknown_row_and_looks_unknown() -> None:
+    model = make_model(id_dropout=1 - 1e-7)
+    tables = InMemoryTables(model)
+    users, items = encode(model, tables, BATCH, make_catalogue())
+    torch.testing.assert_close(users[:, :8], tables.weights["user"][1].expand(4, 8))
+    bias = tables.weights["item_bias"][1].sum()
+    torch.testing.assert_close(items[:, -1], bias.expand(8))
+    (users.sum() + items.sum()).backward()
+    for name in ("user", "item", "item_bias"):
+        gradient = tables.weights[name].grad
+        assert gradient[1].abs().sum() > 0
+        assert gradient[2:].abs().sum() == 0
+    signals = model._item_signals(make_catalogue(), torch.ones(8, dtype=torch.bool))
+    assert signals[:, :2].abs().sum() == 0
+    assert model._user_signals(BATCH, torch.ones(4, dtype=torch.bool))[:, 2].abs().sum() == 0
+    assert model._user_signals(BATCH, None)[:, 2].tolist() == [1, 1, 1, 0]
+    model.eval()
+    users, _ = encode(model, tables, BATCH, make_catalogue())
+    torch.testing.assert_close(users[:, :8], tables.weights["user"][[2, 3, 5, 1]])
+
+
+def test_squared_norms_are_of_the_examples_own_rows() -> None:
+    model = make_model(towers=("cf",), id_dropout=0.5)
+    tables = InMemoryTables(model)
+    items = make_catalogue()
+    rows = tables({**model.user_requests(BATCH), **model.item_requests(items)})
+    weights = {name: weight.detach() for name, weight in tables.weights.items()}
+    index = [2, 3, 4, 5, 6, 7, 1, 1]
+    of_items = (weights["item"] ** 2).sum(dim=1) + (weights["item_bias"] ** 2).sum(dim=1)
+    torch.testing.assert_close(model.item_squared_norms(items, rows), of_items[index])
+    of_users = (weights["user"] ** 2).sum(dim=1)
+    torch.testing.assert_close(model.user_squared_norms(BATCH, rows), of_users[[2, 3, 5, 1]])
+
+
+def test_sides_without_features_have_a_constant() -> None:
+    model = make_model(SPEC.model_copy(update={"features": ()}), towers=("deep",))
+    batch = replace(BATCH, ids={}, dense=torch.zeros(4, 0))
+    items = replace(make_catalogue(), ids={}, dense=torch.zeros(8, 0))
+    users, encoded = encode(model, InMemoryTables(model), batch, items)
+    assert users.shape == (4, 9)
+    assert encoded[:, :-1].std(dim=0).max() < 1e-6
+    users.square().sum().backward()
+    gradient = model.towers["deep"].user_features.constant.grad
+    assert gradient is not None
+    assert gradient.abs().sum() > 0
+
+
+def test_fresh_scores_are_near_zero() -> None:
+    model = make_model(embedding_dim=64)
+    tables = InMemoryTables(model, scale=0.03)
+    users, items = encode(model, tables, BATCH, make_catalogue())
+    scores = (users @ items.T).detach()
+    assert 0 < scores.abs().max() < 0.5

@@ -1,0 +1,308 @@
+"""The losses against numbers worked out by hand, and what the objective feeds them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from distrec.batch import Batch, ItemBatch, Jagged
+from distrec.config import LossConfig
+from distrec.errors import ConfigError, DataError
+from distrec.model import ModelSpec, Objective, UnifiedModel, resolve_loss_kind
+from distrec.model.losses import binary_loss, sampled_softmax_loss, softmax_loss
+from distrec.model.objective import select_items
+from distrec.model.sampling import NegativeSampler
+from tests.unit.test_model import (
+    BATCH,
+    SPEC,
+    InMemoryTables,
+    make_batch,
+    make_catalogue,
+    make_model,
+)
+
+KINDS = ("softmax", "sampled_softmax", "binary")
+
+
+def make_objective(model: UnifiedModel, kind: str, **settings: object) -> Objective:
+    config = LossConfig.model_validate({"kind": kind, "num_negatives": 5, "l2": 0.0, **settings})
+    return Objective(model, make_catalogue(model.spec), config, seed=1)
+
+
+def loss_of(objective: Objective, tables: InMemoryTables, batch: Batch, step: int = 0) -> Tensor:
+    rows = tables(objective.requests(batch, step))
+    return objective.loss_sum(batch, rows, step)[0]
+
+
+# --- the losses by hand --------------------------------------------------------------------------
+
+
+def test_softmax_by_hand() -> None:
+    # e^s = 1, 2, 5, of which the positive is the 2: 2 / 8
+    scores = torch.log(torch.tensor([[1.0, 2.0, 5.0]]))
+    assert softmax_loss(scores, torch.tensor([1])).item() == pytest.approx(math.log(4))
+    smooth = softmax_loss(scores, torch.tensor([1]), label_smoothing=0.3).item()
+    # p = 1/8, 2/8, 5/8; target 0.1, 0.8, 0.1
+    by_hand = -(0.1 * math.log(1 / 8) + 0.8 * math.log(2 / 8) + 0.1 * math.log(5 / 8))
+    assert smooth == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_binary_by_hand() -> None:
+    scores = torch.tensor([math.log(3.0), math.log(3.0)])  # a probability of 3/4
+    losses = binary_loss(scores, torch.tensor([1.0, 0.0]))
+    np.testing.assert_allclose(losses, [-math.log(3 / 4), -math.log(1 / 4)], rtol=1e-6)
+    smooth = binary_loss(scores[:1], torch.ones(1), label_smoothing=0.2).item()
+    assert smooth == pytest.approx(-(0.9 * math.log(3 / 4) + 0.1 * math.log(1 / 4)), rel=1e-5)
+
+
+def test_sampled_softmax_by_hand_leaves_accidental_hits_out() -> None:
+    positive = torch.log(torch.tensor([2.0]))
+    negatives = torch.log(torch.tensor([[1.0, 2.0, 5.0]]))
+    log_weights = torch.log(torch.tensor([3.0, 7.0, 0.5]))
+    is_positive = torch.tensor([[False, True, False]])
+    loss = sampled_softmax_loss(positive, negatives, log_weights, is_positive)
+    # 2 / (2 + 3 * 1 + 0.5 * 5); the item drawn by accident does not count
+    assert loss.item() == pytest.approx(-math.log(2 / 7.5), rel=1e-5)
+
+
+def test_sampling_every_item_as_often_as_expected_is_the_full_softmax() -> None:
+    scores = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    positives = torch.tensor([0, 3, 6, 2, 3])
+    is_positive = positives.unsqueeze(1) == torch.arange(7)
+    own = scores.gather(1, positives.unsqueeze(1)).squeeze(1)
+    sampled = sampled_softmax_loss(own, scores, torch.zeros(7), is_positive)
+    torch.testing.assert_close(
+        sampled, torch.nn.CrossEntropyLoss(reduction="none")(scores, positives)
+    )
+
+
+def test_sampled_partition_function_is_right_in_expectation() -> None:
+    counts = torch.tensor([100, 30, 10, 3, 1, 0])
+    sampler = NegativeSampler(counts, power=0.75, num_negatives=8, seed=5)
+    scores = np.array([0.5, -0.2, 1.0, 0.3, 0.1, -1.0])
+    estimates = []
+    for step in range(4000):
+        positions, log_weights = sampler.draw(step)
+        loss = sampled_softmax_loss(
+            torch.tensor([scores[2]]),
+            torch.from_numpy(scores)[positions].unsqueeze(0),
+            log_weights.double(),
+            (positions == 2).unsqueeze(0),
+        )
+        estimates.append(math.exp(loss.item() + scores[2]))
+    assert np.mean(estimates) == pytest.approx(np.exp(scores).sum(), rel=0.02)
+
+
+def test_negatives_follow_the_counts_and_only_the_seed_and_the_step_decide() -> None:
+    counts = torch.tensor([15, 0, 80])
+    sampler = NegativeSampler(counts, power=0.5, num_negatives=10_000, seed=2)
+    positions, log_weights = sampler.draw(7)
+    expected = np.array([4.0, 1.0, 9.0]) / 14  # roots of count + 1
+    times = np.exp(log_weights.numpy()) * 10_000 * expected
+    assert positions.tolist() == [0, 1, 2]
+    assert times.sum() == pytest.approx(10_000, rel=1e-4)
+    np.testing.assert_allclose(times / 10_000, expected, atol=0.015)
+    again = NegativeSampler(counts, power=0.5, num_negatives=10_000, seed=2).draw(7)
+    torch.testing.assert_close(again[1], log_weights, rtol=0, atol=0)
+    assert not torch.equal(sampler.draw(8)[1], log_weights)
+    other = NegativeSampler(counts, power=0.5, num_negatives=10_000, seed=3)
+    assert not torch.equal(other.draw(7)[1], log_weights)
+
+
+# --- the objective -------------------------------------------------------------------------------
+
+
+def test_softmax_objective_against_numpy() -> None:
+    model = make_model(towers=("cf",))
+    tables = InMemoryTables(model)
+    objective = make_objective(model, "softmax", l2=0.1)
+    # a positive, a negative, an unknown item, a cold item, a positive; weights 1 to 5
+    batch = make_batch(
+        [2, 3, 4, 5, 3], [2, 4, 1, 9, 7], [[], [3], [], [4], [2]], [1.0, 0.0, 1.0, 1.0, 1.0]
+    )
+    rows = tables(objective.requests(batch, 0))
+    total, parts = objective.loss_sum(batch, rows, 0)
+    user, item, bias = (
+        tables.weights[name].detach().numpy().astype(np.float64)
+        for name in ("user", "item", "item_bias")
+    )
+    loss = l2 = 0.0
+    for u, i, weight in ((2, 2, 1.0), (3, 7, 5.0)):
+        scores = user[u] @ item[2:8].T + bias[2:8].sum(axis=1)  # trained items only
+        loss += weight * (np.log(np.exp(scores).sum()) - scores[i - 2])
+        norm = (user[u] ** 2).sum() + (item[i] ** 2).sum() + (bias[i] ** 2).sum()
+        l2 += 0.1 * weight * norm
+    assert parts["loss"] == pytest.approx(loss, rel=1e-5)
+    assert parts["l2"] == pytest.approx(l2, rel=1e-5)
+    assert total.item() == pytest.approx(loss + l2, rel=1e-5)
+    assert objective.weight_sum(batch).item() == 6.0
+
+
+def test_binary_objective_learns_from_negatives_and_cold_items() -> None:
+    model = make_model(towers=("cf",))
+    tables = InMemoryTables(model)
+    objective = make_objective(model, "binary")
+    batch = make_batch([2, 3, 4], [2, 9, 1], [[], [], []], [1.0, 0.0, 1.0])
+    user, item, bias = (
+        tables.weights[name].detach().numpy() for name in ("user", "item", "item_bias")
+    )
+    expected = 0.0
+    for u, row, label, weight in ((2, 2, 1, 1.0), (3, 1, 0, 2.0)):  # 9 is cold, 1 has no place
+        score = float(user[u] @ item[row] + bias[row].sum())
+        chance = 1 / (1 + math.exp(-score))
+        expected -= weight * math.log(chance if label else 1 - chance)
+    assert loss_of(objective, tables, batch).item() == pytest.approx(expected, rel=1e-5)
+    assert objective.weight_sum(batch).item() == 3.0
+
+
+def test_sampled_objective_masks_the_positive_among_the_negatives() -> None:
+    spec = SPEC.model_copy(update={"num_trained_items": 3, "num_items": 4})
+    model = make_model(spec)
+    batch = make_batch([2, 3], [2, 2], [[2], []])
+    # the one trained item is everybody's positive, so every negative is an accident
+    loss = loss_of(make_objective(model, "sampled_softmax"), InMemoryTables(model), batch)
+    assert loss.item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_sampled_objective_meets_the_full_one_with_many_negatives() -> None:
+    model = make_model()
+    tables = InMemoryTables(model)
+    full = loss_of(make_objective(model, "softmax"), tables, BATCH).item()
+    sampled = make_objective(model, "sampled_softmax", num_negatives=400_000)
+    assert loss_of(sampled, tables, BATCH).item() == pytest.approx(full, rel=0.01)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_is_the_sum_of_its_parts(kind: str) -> None:
+    model = make_model()
+    tables = InMemoryTables(model)
+    objective = make_objective(model, kind, l2=0.01)
+    users, items = [2, 3, 5, 1, 4], [2, 4, 7, 3, 4]
+    histories = [[3, 4], [], [2, 3, 5, 6], [9], [2]]
+    labels = [1.0, 0.0, 1.0, 1.0, 1.0]
+    whole = make_batch(users, items, histories, labels)
+    parts = []
+    for start, stop in ((0, 3), (3, 5), (5, 5)):
+        cut = slice(start, stop)
+        part = make_batch(users[cut], items[cut], histories[cut], labels[cut])
+        parts.append(replace(part, weights=whole.weights[cut], dense=whole.dense[cut]))
+    together = loss_of(objective, tables, whole, 3)
+    apart = torch.stack([loss_of(objective, tables, part, 3) for part in parts]).sum()
+    assert together.item() > 1.0
+    torch.testing.assert_close(apart, together)
+    weights = [objective.weight_sum(part).item() for part in parts]
+    assert (
+        sum(weights) == objective.weight_sum(whole).item() == (15.0 if kind == "binary" else 13.0)
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("id_dropout", [0.0, 0.5])
+def test_no_examples_give_zero_gradients_everywhere(kind: str, id_dropout: float) -> None:
+    model = make_model(dropout=0.5, input_dropout=0.5, id_dropout=id_dropout)
+    objective = make_objective(model, kind, l2=0.1)
+    batch = make_batch([], [], [])
+    rows = InMemoryTables(model)(objective.requests(batch, 0))
+    for row in rows.values():
+        row.retain_grad()
+    total, _ = objective.loss_sum(batch, rows, 0)
+    total.backward()
+    assert total.item() == 0.0
+    assert objective.weight_sum(batch).item() == 0.0
+    for name, tensor in [*rows.items(), *model.named_parameters()]:
+        assert tensor.grad is not None, name
+        assert tensor.grad.abs().sum() == 0, name
+
+
+def test_the_same_rows_are_asked_for_twice_in_a_step() -> None:
+    model = make_model()
+    objective = make_objective(model, "sampled_softmax")
+    first = objective.requests(BATCH, 4)["item.item"].ids.values
+    other_rank = make_objective(model, "sampled_softmax")
+    other_rank.requests(BATCH, 3)
+    assert torch.equal(other_rank.requests(BATCH, 4)["item.item"].ids.values, first)
+    steps = {
+        tuple(objective.requests(BATCH, step)["item.item"].ids.values.tolist()) for step in range(9)
+    }
+    assert len(steps) > 1
+
+
+def test_kind_auto() -> None:
+    labelled = SPEC.model_copy(update={"has_labels": True})
+    assert resolve_loss_kind(labelled, LossConfig()) == "binary"
+    assert resolve_loss_kind(SPEC, LossConfig(full_softmax_items=6)) == "softmax"
+    assert resolve_loss_kind(SPEC, LossConfig(full_softmax_items=5)) == "sampled_softmax"
+    with pytest.raises(ConfigError, match=r"Received: loss.label_smoothing = 0.1 with sampled"):
+        resolve_loss_kind(SPEC, LossConfig(full_softmax_items=5, label_smoothing=0.1))
+
+
+def test_a_catalogue_with_a_gap_is_refused() -> None:
+    short = select_items(make_catalogue(), torch.tensor([0, 1, 3]))
+    with pytest.raises(DataError, match=r"items 2 to 9, ascending.*Received: 3 other"):
+        Objective(make_model(), short, LossConfig(), seed=1)
+
+
+def test_selected_items_keep_their_features() -> None:
+    items = ItemBatch(
+        item_index=torch.tensor([2, 3, 4]),
+        count=torch.tensor([9, 5, 1]),
+        ids={"item_tags": Jagged.from_lists([[5, 6], [], [7]])},
+        dense=torch.tensor([[0.1], [0.2], [0.3]]),
+    )
+    chosen = select_items(items, torch.tensor([2, 1, 0, 2]))
+    assert chosen.item_index.tolist() == [4, 3, 2, 4]
+    assert chosen.count.tolist() == [1, 5, 9, 1]
+    assert chosen.ids["item_tags"].values.tolist() == [7, 5, 6, 7]
+    assert chosen.ids["item_tags"].lengths.tolist() == [1, 0, 2, 1]
+    assert chosen.dense.squeeze(1).tolist() == pytest.approx([0.3, 0.2, 0.1, 0.3])
+
+
+# --- learning ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("towers", [("cf",), ("autoencoder",), ("cf", "autoencoder", "deep")])
+@pytest.mark.parametrize("kind", ["softmax", "sampled_softmax"])
+def test_on_a_checkerboard_the_withheld_item_ranks_first(towers: tuple, kind: str) -> None:
+    size = 10
+    spec = ModelSpec(
+        features=(), num_users=size + 2, num_trained_items=size + 2, num_items=size + 2,
+        history_length=size, has_labels=False,
+    )  # fmt: skip
+    liked = {u: [i for i in range(2, size + 2) if (u + i) % 2 == 0] for u in range(2, size + 2)}
+    withheld = {u: items[(u * 3) % len(items)] for u, items in liked.items()}
+    known = {u: [i for i in items if i != withheld[u]] for u, items in liked.items()}
+    pairs = [(u, i) for u, items in known.items() for i in items]
+    model = make_model(spec, towers=towers)
+    tables = InMemoryTables(model, scale=0.05)
+    catalogue = ItemBatch(
+        torch.arange(2, size + 2), torch.full((size,), 4), {}, torch.zeros(size, 0)
+    )
+    config = LossConfig(kind=kind, num_negatives=40, l2=0.01)
+    objective = Objective(model, catalogue, config, seed=1)
+    batch = bare_batch(
+        [u for u, _ in pairs],
+        [i for _, i in pairs],
+        [[j for j in known[u] if j != i] for u, i in pairs],
+    )
+    optimizer = torch.optim.Adam([*model.parameters(), *tables.weights.values()], lr=0.02)
+    for step in range(150):
+        optimizer.zero_grad()
+        (loss_of(objective, tables, batch, step) / objective.weight_sum(batch)).backward()
+        optimizer.step()
+    model.eval()
+    queries = bare_batch(list(known), [0] * size, list(known.values()))
+    rows = tables({**model.user_requests(queries), **model.item_requests(catalogue)})
+    scores = model.encode_users(queries, rows) @ model.encode_items(catalogue, rows).T
+    for place, (user, items) in enumerate(known.items()):
+        scores[place, torch.tensor(items) - 2] = -torch.inf
+        assert int(scores[place].argmax()) + 2 == withheld[user]
+
+
+def bare_batch(users: list[int], items: list[int], histories: list[list[int]]) -> Batch:
+    full = make_batch(users, items, histories)
+    return replace(full, weights=torch.ones(len(users)), ids={}, dense=torch.zeros(len(users), 0))

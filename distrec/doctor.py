@@ -160,11 +160,13 @@ def _parquet() -> Finding:
     with tempfile.TemporaryDirectory() as folder:
         works, detail = _run(
             "import pyarrow as pa, pyarrow.parquet as pq\n"
+            "from pathlib import Path\n"
             f"path = {folder!r} + '/x.parquet'\n"
             "pq.write_table(pa.table({'h': pa.array([[1], [], [2, 3]], pa.list_(pa.int64()))}),"
             " path)\n"
+            "from distrec.reader.files import SplitFile\n"
             "from distrec.reader.petastorm_adapter import RowGroupReader\n"
-            "table = RowGroupReader([path], ['h'], 0).read(0, 0)\n"
+            "table = RowGroupReader([SplitFile(Path(path), (3,))], ['h'], 0).read(0, 0)\n"
             "assert table.column('h').to_pylist() == [[1], [], [2, 3]]\n"
             "print('ragged lists read through petastorm')"
         )

@@ -3,8 +3,7 @@
 - ``coverage``: distinct items recommended to anybody / items of the catalogue;
 - ``popularity``: mean count in train of the recommended items;
 - ``diversity``: mean over users of 1 - mean cosine of all pairs of the list, by item vectors that
-  do not depend on the model: made from the features of the items, or, where items have none, from
-  the users who took them in train.
+  do not depend on the model (``metrics.item_vectors``). Lists of one item are left out.
 
 Source: Ziegler et al. 2005, doi:10.1145/1060745.1060754 (intra-list similarity).
 """
@@ -16,14 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from distrec.batch import ItemBatch
 from distrec.columns import FIRST_INDEX
 from distrec.metrics.names import BEYOND_ACCURACY, metric_names
-
-EXACT_WIDTH = 256
-"""Up to this many feature values, item vectors are exact; beyond, they are count sketches."""
-_VECTOR_BYTES = 1 << 30
-_MULTIPLIER = 0x9E3779B97F4A7C15 - (1 << 64)
 
 
 class BeyondAccuracy:
@@ -99,69 +92,3 @@ class BeyondAccuracy:
             rows.append(self._diversity[0] / self._diversity[1].clamp(min=1.0))
         names = metric_names(self.ks, BEYOND_ACCURACY[: len(rows)])
         return dict(zip(names, torch.cat(rows).tolist(), strict=True))
-
-
-def feature_vectors(items: ItemBatch) -> Tensor | None:
-    """Item vectors from the features of the items: each feature has the same weight.
-
-    The ids of a feature are a 0/1 vector of length one; the numbers and vectors together are one
-    more feature. The cosine of two items is so the mean over the features that both have.
-
-    Args:
-        items: The whole catalogue, FIRST_INDEX first.
-
-    Returns:
-        float32, (M, F), rows of length one, or zero for an item without any value; None where the
-        items have no features.
-    """
-    num_items = len(items.item_index)
-    rows, keys, weights = [], [], []
-    base = 0
-    for name in sorted(items.ids):
-        bags = items.ids[name]
-        is_value = bags.values >= FIRST_INDEX
-        row = bags.bag_of_value[is_value]
-        size = torch.bincount(row, minlength=num_items).float()
-        rows.append(row)
-        keys.append(bags.values[is_value] + base)
-        weights.append(size[row].rsqrt())
-        base += int(bags.values.max()) + 1 if len(bags.values) else 0
-    if items.dense.shape[1]:
-        dense = torch.nn.functional.normalize(items.dense.float(), dim=1)
-        row, column = dense.nonzero(as_tuple=True)
-        rows.append(row)
-        keys.append(column + base)
-        weights.append(dense[row, column])
-        base += dense.shape[1]
-    if not rows:
-        return None
-    return sketch(num_items, torch.cat(rows), torch.cat(keys), torch.cat(weights), base)
-
-
-def sketch(num_rows: int, rows: Tensor, keys: Tensor, weights: Tensor, num_keys: int) -> Tensor:
-    """Rows of a sparse matrix as short dense vectors of length one.
-
-    With few keys each has its own column and cosines are exact. With many, a key has a column and
-    a sign drawn by hashing: inner products are then right on average.
-
-    Args:
-        num_rows: M.
-        rows: int64, (nnz,).
-        keys: int64, (nnz,), in [0, num_keys).
-        weights: float32, (nnz,).
-        num_keys: Columns of the sparse matrix.
-
-    Returns:
-        float32, (M, F), F <= EXACT_WIDTH.
-
-    Source: Charikar, Chen and Farach-Colton 2002, doi:10.1007/3-540-45465-9_59 (count sketch).
-    """
-    width = min(num_keys, EXACT_WIDTH, max(16, _VECTOR_BYTES // (4 * max(num_rows, 1))))
-    if width < num_keys:
-        hashed = (keys + 1) * _MULTIPLIER
-        hashed = (hashed ^ (hashed >> 32)) * _MULTIPLIER
-        weights = torch.where(hashed < 0, -weights, weights)
-        keys = ((hashed >> 20) & 0x7FFFFFFF) % width
-    cells = torch.zeros(num_rows * width)
-    cells.index_add_(0, rows * width + keys, weights)
-    return torch.nn.functional.normalize(cells.view(num_rows, width), dim=1)

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from sklearn.metrics.pairwise import cosine_similarity
 
+from distrec import columns as c
 from distrec.batch import ItemBatch, Jagged
-from distrec.metrics.beyond_accuracy import (
+from distrec.metrics.beyond_accuracy import BeyondAccuracy
+from distrec.metrics.item_vectors import (
     EXACT_WIDTH,
-    BeyondAccuracy,
     feature_vectors,
+    item_vectors,
     sketch,
 )
+from tests.synthetic import write_dataset
 
 
 def test_coverage_and_popularity_by_hand() -> None:
@@ -82,7 +88,10 @@ def test_a_sketch_of_many_keys_keeps_cosines_on_average() -> None:
         torch.rand(num_keys, generator=generator) < 0.5, matrix[::2], matrix[1::2]
     )
     rows, keys = matrix.nonzero(as_tuple=True)
-    vectors = sketch(40, rows, keys, matrix[rows, keys], num_keys)
+    weights = matrix[rows, keys]
+    half = len(rows) // 2
+    parts = [(rows[:half], keys[:half], weights[:half]), (rows[half:], keys[half:], weights[half:])]
+    vectors = sketch(40, num_keys, parts)
     assert vectors.shape == (40, EXACT_WIDTH)
     exact = torch.tensor(cosine_similarity(matrix.numpy()))
     error = vectors @ vectors.T - exact
@@ -90,3 +99,16 @@ def test_a_sketch_of_many_keys_keeps_cosines_on_average() -> None:
     assert float(error.square().mean().sqrt()) < 0.1
     assert abs(float(error.mean())) < 0.01
     assert float((vectors @ vectors.T)[0, 1]) > 0.4
+
+
+def test_items_without_features_are_alike_when_the_same_users_took_them(tmp_path: Path) -> None:
+    manifest = write_dataset(tmp_path)
+    size = manifest.num_items - c.FIRST_INDEX
+    vectors = item_vectors(tmp_path, manifest, items_with({}, [[]] * size))
+    counts = np.zeros((size, manifest.num_users))
+    for entry in manifest.splits[c.TRAIN].files:
+        table = pq.read_table(tmp_path / entry.path)
+        np.add.at(counts, (table[c.ITEM_INDEX].to_numpy() - 2, table[c.USER_INDEX].to_numpy()), 1)
+    # 62 users fit without hashing
+    expected = cosine_similarity(counts)
+    np.testing.assert_allclose((vectors @ vectors.T).numpy(), expected, atol=1e-6)

@@ -103,17 +103,26 @@ class ModelScorer:
     Args:
         model: Encodes users.
         lookup: Gives embedding rows; collective with sharded tables.
-        item_vectors: float32, (M, W), from `encode_catalogue`, on the model's device.
+        item_vectors: float32, (M, W), from `encode_catalogue`; products are made where they lie.
+        model_device: Where the model and the rows of the look-up lie; with item_vectors by default.
     """
 
-    def __init__(self, model: Encoder, lookup: Lookup, item_vectors: Tensor) -> None:
+    def __init__(
+        self,
+        model: Encoder,
+        lookup: Lookup,
+        item_vectors: Tensor,
+        model_device: torch.device | None = None,
+    ) -> None:
         self.model = model
         self.lookup = lookup
         self.item_vectors = item_vectors
+        self.model_device = model_device or item_vectors.device
 
     def _users(self, batch: Batch) -> Tensor:
-        batch = batch.to(self.item_vectors.device)
-        return self.model.encode_users(batch, self.lookup(self.model.user_requests(batch)))
+        batch = batch.to(self.model_device)
+        users = self.model.encode_users(batch, self.lookup(self.model.user_requests(batch)))
+        return users.to(self.item_vectors.device)
 
     def __call__(self, queries: QueryBatch) -> Iterator[Tensor]:
         """Scores (B, M) in blocks of rows. The look-up happens in the call, even for no rows."""

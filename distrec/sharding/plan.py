@@ -1,0 +1,163 @@
+"""Which rank holds which row of each table; pure, so that it can be asked before anything starts.
+
+Row i of a row-wise table lies on rank i mod N. Ids are popularity ranks, so the hot rows spread
+evenly, and moving from N to M ranks is arithmetic. A replicated table is whole on every rank: for
+small ones a sum of gradients costs less than sending rows around.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from distrec.config import ShardingConfig
+from distrec.errors import ConfigError
+
+Placement = Literal["row_wise", "replicated"]
+
+# FBGEMM's kernels read rows as vectors of four numbers
+DIM_MULTIPLE = 4
+_WEIGHT_BYTES = {"fp32": 4, "fp16": 2}
+_STATE_BYTES = 4
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """An embedding table that a model asks for.
+
+    Args:
+        name: Unique among the tables.
+        num_embeddings: Rows; row 0 is padding.
+        embedding_dim: Width, a multiple of 4.
+    """
+
+    name: str
+    num_embeddings: int
+    embedding_dim: int
+
+
+@dataclass(frozen=True)
+class TablePlan:
+    """A table with its place.
+
+    Args:
+        name: As in TableSpec.
+        num_embeddings: As in TableSpec.
+        embedding_dim: As in TableSpec.
+        placement: row_wise or replicated.
+        weight_bytes_per_row: Of the weights.
+        state_bytes_per_row: Of the optimizer's state.
+    """
+
+    name: str
+    num_embeddings: int
+    embedding_dim: int
+    placement: Placement
+    weight_bytes_per_row: int
+    state_bytes_per_row: int
+
+    def local_rows(self, rank: int, world_size: int) -> range:
+        """Ids of the rows that a rank holds, ascending.
+
+        Example:
+            >>> TablePlan("user", 8, 4, "row_wise", 16, 4).local_rows(1, 3)
+            range(1, 8, 3)
+        """
+        if self.placement == "replicated":
+            return range(self.num_embeddings)
+        return range(rank, self.num_embeddings, world_size)
+
+    def bytes_on(self, rank: int, world_size: int) -> int:
+        """Bytes of weights and optimizer state that a rank holds."""
+        row_bytes = self.weight_bytes_per_row + self.state_bytes_per_row
+        return len(self.local_rows(rank, world_size)) * row_bytes
+
+
+def state_width(optimizer: str, embedding_dim: int) -> int:
+    """float32 numbers of optimizer state a row: S of `EmbeddingTables.local_rows`.
+
+    Args:
+        optimizer: One of ShardingConfig.optimizer.
+        embedding_dim: Width of the table.
+    """
+    return {"rowwise_adagrad": 1, "adagrad": embedding_dim, "sgd": 0}[optimizer]
+
+
+def plan_tables(
+    specs: Sequence[TableSpec], config: ShardingConfig, world_size: int
+) -> tuple[TablePlan, ...]:
+    """Decide where every table lies.
+
+    Args:
+        specs: The model's tables.
+        config: Section [sharding].
+        world_size: N.
+
+    Returns:
+        One plan a spec, in their order.
+
+    Raises:
+        ConfigError: A name stands twice or is unknown, a table is too small to be spread, a width
+            is not a multiple of 4.
+    """
+    _check_names([spec.name for spec in specs], config)
+    return tuple(_plan(spec, config, world_size) for spec in specs)
+
+
+def bytes_per_rank(plans: Sequence[TablePlan], world_size: int) -> tuple[int, ...]:
+    """Bytes of weights and optimizer state on each rank, all tables together."""
+    return tuple(
+        sum(plan.bytes_on(rank, world_size) for plan in plans) for rank in range(world_size)
+    )
+
+
+def _check_names(names: list[str], config: ShardingConfig) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"tables have names of their own. Received twice: {twice}. Rename them.")
+    for name in config.tables:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Tables: {', '.join(sorted(names))}."
+            raise ConfigError(f"unknown table {name!r} in sharding.tables. {hint}")
+
+
+def _plan(spec: TableSpec, config: ShardingConfig, world_size: int) -> TablePlan:
+    if spec.num_embeddings < 1:
+        raise ConfigError(
+            "a table has at least one row. Received: num_embeddings="
+            f"{spec.num_embeddings} (table {spec.name!r}). Leave the table out."
+        )
+    if spec.embedding_dim < 1 or spec.embedding_dim % DIM_MULTIPLE:
+        wider = -(-max(spec.embedding_dim, 1) // DIM_MULTIPLE) * DIM_MULTIPLE
+        raise ConfigError(
+            f"an embedding_dim is a multiple of {DIM_MULTIPLE}. Received: embedding_dim="
+            f"{spec.embedding_dim} (table {spec.name!r}). Use {wider}."
+        )
+    placement = _placement(spec, config, world_size)
+    if placement == "row_wise" and spec.num_embeddings < world_size:
+        raise ConfigError(
+            "row-wise sharding needs num_embeddings >= world_size. Received: num_embeddings="
+            f"{spec.num_embeddings} (table {spec.name!r}), world_size={world_size}. Use placement "
+            '= "replicated".'
+        )
+    return TablePlan(
+        name=spec.name,
+        num_embeddings=spec.num_embeddings,
+        embedding_dim=spec.embedding_dim,
+        placement=placement,
+        weight_bytes_per_row=spec.embedding_dim * _WEIGHT_BYTES[config.precision],
+        state_bytes_per_row=state_width(config.optimizer, spec.embedding_dim) * _STATE_BYTES,
+    )
+
+
+def _placement(spec: TableSpec, config: ShardingConfig, world_size: int) -> Placement:
+    if spec.name in config.tables:
+        return config.tables[spec.name]
+    if config.placement != "auto":
+        return config.placement
+    size = spec.num_embeddings * spec.embedding_dim * _WEIGHT_BYTES[config.precision]
+    small = size <= config.replicate_below_mib * 2**20
+    return "replicated" if small or spec.num_embeddings < world_size else "row_wise"

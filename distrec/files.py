@@ -1,0 +1,134 @@
+"""Directories that appear whole or not at all, and checksums of Parquet files taken by Spark."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow.parquet as pq
+
+from distrec.dataset import FileEntry
+from distrec.errors import DataError
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+_HEX_DIGITS = 12
+
+
+@contextmanager
+def staging(target: Path) -> Iterator[Path]:
+    """Give an empty directory beside `target`; what `commit` has not moved is removed at the end.
+
+    What a killed job left there is cleared first, so one writer at a time is assumed.
+
+    Raises:
+        DataError: The directory above `target` cannot be written.
+    """
+    target = target.absolute()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _clear(target)
+        root = target.parent / f".{target.name}-{_token()}"
+        root.mkdir()
+    except OSError as error:
+        raise DataError(
+            f"the directory of the output must be writable. Received: {target}: {error}. Set "
+            "output to a directory that this job may write."
+        ) from error
+    try:
+        yield root
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def commit(root: Path, target: Path) -> None:
+    """Move a finished directory into its place; an older one is moved aside, then removed."""
+    target = target.absolute()
+    for path in (*root.rglob("*"), root):
+        _sync(path)
+    old = target.parent / f".{target.name}-old-{_token()}"
+    if target.exists():
+        target.rename(old)
+    try:
+        root.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+    _sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def uri(path: Path) -> str:
+    """For Spark, whose default file system need not be the local one."""
+    return path.absolute().as_uri()
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def describe_files(spark: SparkSession, root: Path, names: Sequence[str]) -> tuple[FileEntry, ...]:
+    """Rows, bytes and SHA-256 of Parquet files of any size, each read by one Spark task.
+
+    Args:
+        spark: The session; its executors see `root`.
+        root: The paths in the result are relative to it.
+        names: Relative paths, with forward slashes.
+
+    Returns:
+        One entry a file, in the order of `names`.
+    """
+    if not names:
+        return ()
+    context = spark.sparkContext
+    slices = min(len(names), max(context.defaultParallelism, 1) * 4)
+    function = partial(_describe, str(root.absolute()))
+    return tuple(context.parallelize(list(names), slices).map(function).collect())
+
+
+def _describe(root: str, name: str) -> FileEntry:
+    path = Path(root) / name
+    return FileEntry(
+        path=name,
+        num_rows=pq.read_metadata(path).num_rows,
+        num_bytes=path.stat().st_size,
+        sha256=sha256(path),
+    )
+
+
+def _token() -> str:
+    return uuid.uuid4().hex[:_HEX_DIGITS]
+
+
+def _leftovers(target: Path, kind: str) -> list[Path]:
+    return sorted(target.parent.glob(f".{target.name}-{kind}{'[0-9a-f]' * _HEX_DIGITS}"))
+
+
+def _clear(target: Path) -> None:
+    for old in _leftovers(target, "old-"):
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            # killed between the two renames of commit(): the old directory is whole
+            old.rename(target)
+    for rest in _leftovers(target, ""):
+        shutil.rmtree(rest, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -10,9 +10,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from distrec.report.scales import Axis, NumberFormat, Scale, fit, number
+from distrec.report.scales import Axis, NumberFormat, Scale, fit
 
 WIDTH, HEIGHT = 440, 250
 LEFT, RIGHT, TOP, BOTTOM = 58, 424, 32, 204
@@ -82,7 +82,7 @@ def line_chart(
     parts = [_horizontal_grid(up, y), _vertical_ticks(across, x, [*across.ticks])]
     for index, one in enumerate(lines):
         path = " ".join(f"{across(a):.1f},{up(b):.1f}" for a, b in one.points)
-        parts.append(f'<polyline class="line {color_class(index)}" points="{path}"/>')
+        parts.append(_polyline(path, index))
         stride = max(1, len(one.points) // MAX_TOOLTIPS)
         for a, b in one.points[::stride]:
             name = f"{one.name}: " if len(lines) > 1 else ""
@@ -198,14 +198,12 @@ def _drawable(
 
 
 def _tight(scale: Scale, values: Sequence[float]) -> Scale:
-    """A linear scale that ends with the data, so that a curve fills its chart."""
-    if scale.log:
-        return scale
+    """A scale that ends with the data, so that a curve fills its chart."""
     low, high = min(values), max(values)
     if high <= low:
         return scale
     inner = [tick for tick in scale.ticks if low < tick < high]
-    return Scale([low, *inner, high], scale.start, scale.stop)
+    return Scale([low, *inner, high], scale.start, scale.stop, scale.log)
 
 
 def _horizontal_grid(scale: Scale, axis: Axis) -> Markup:
@@ -258,6 +256,10 @@ def _rect(x: float, y: float, width: float, height: float, color: str, tip: str)
     ).format(color, x, y, width, max(height, 0.0), tip)
 
 
+def _polyline(points: str, color: int) -> Markup:
+    return Markup('<polyline class="line {}" points="{}"/>').format(color_class(color), points)
+
+
 def _circle(x: float, y: float, kind: str, color: int, tip: str) -> Markup:
     return Markup(
         '<circle class="{} {}" cx="{:.1f}" cy="{:.1f}" r="5"><title>{}</title></circle>'
@@ -270,17 +272,3 @@ def _svg(description: str, height: float, parts: Iterable[str]) -> Markup:
     return Markup(
         '<svg class="chart" viewBox="0 0 {} {:.0f}" role="img" aria-label="{}">\n{}\n</svg>'
     ).format(WIDTH, height, description, body)
-
-
-__all__ = [
-    "Series",
-    "cell_bar",
-    "color_class",
-    "column_chart",
-    "empty_chart",
-    "escape",
-    "legend",
-    "line_chart",
-    "number",
-    "stacked_rows",
-]

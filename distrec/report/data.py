@@ -6,8 +6,9 @@ number of rows by value is kept.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def length_bins(users_by_length: dict[int, int]) -> tuple[list[str], list[int]]:
         bounds.append(bounds[-1] * 2 if str(bounds[-1])[0] in "51" else bounds[-1] * 5 // 2)
     edges = [-1, *bounds]
     labels, amounts = [], []
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in itertools.pairwise(edges):
         amount = sum(number for value, number in users_by_length.items() if low < value <= high)
         labels.append(str(high) if high - low == 1 else f"{low + 1}-{high}")
         amounts.append(amount)
@@ -135,10 +136,11 @@ def median_of(counts: dict[int, int]) -> float:
 def data_section(directory: Path, manifest: DatasetManifest) -> dict[str, Any]:
     """Everything the template shows about the dataset."""
     return {
-        "counts": _with_bars(manifest.counts, max(manifest.counts.values(), default=0)),
+        "counts": _with_bars(
+            (name.replace("_", " "), rows) for name, rows in manifest.counts.items()
+        ),
         "rejects": _with_bars(
-            dict(sorted(manifest.rejects.items(), key=lambda entry: (-entry[1], entry[0]))),
-            max(manifest.rejects.values(), default=0),
+            sorted(manifest.rejects.items(), key=lambda entry: (-entry[1], entry[0]))
         ),
         "splits": [
             {
@@ -158,14 +160,16 @@ def data_section(directory: Path, manifest: DatasetManifest) -> dict[str, Any]:
     }
 
 
-def _with_bars(counts: dict[str, int], largest: int) -> list[dict[str, Any]]:
+def _with_bars(counts: Iterable[tuple[str, int]]) -> list[dict[str, Any]]:
+    pairs = list(counts)
+    largest = max((amount for _, amount in pairs), default=0)
     return [
         {
-            "name": name.replace("_", " "),
+            "name": name,
             "rows": amount,
             "bar": charts.cell_bar(amount / largest if largest else 0.0),
         }
-        for name, amount in counts.items()
+        for name, amount in pairs
     ]
 
 

@@ -47,8 +47,7 @@ METRICS = {
     ),
     "popularity": Metric(
         "Popularity",
-        "Mean number of train events of the recommended items; lower means less of the well "
-        "known.",
+        "Mean number of train events of the recommended items; lower means less of the well known.",
         "depends",
         "beyond",
     ),
@@ -83,9 +82,7 @@ METRICS = {
         "lower",
         "classification",
     ),
-    "brier": Metric(
-        "Brier", "Mean squared error of the probabilities.", "lower", "classification"
-    ),
+    "brier": Metric("Brier", "Mean squared error of the probabilities.", "lower", "classification"),
 }
 MODELS = {"distrec": "distrec", "popularity": "popularity", "item_knn": "item kNN"}
 SLICES = {

@@ -209,7 +209,7 @@ def _charts(models: Any, cutoffs: Sequence[int], wanted: Sequence[str]) -> list[
             "K",
             Axis(f"{metric.label}@K", exact=scales.metric),
         )
-        drawn.append({"label": f"{metric.label}@K", "meaning": metric.meaning, "chart": chart})
+        drawn.append({"label": f"{metric.label} by K", "meaning": metric.meaning, "chart": chart})
     return drawn
 
 
@@ -225,7 +225,9 @@ def _slices(models: Any, cutoff: int) -> dict[str, Any]:
     groups = []
     values: list[list[float | None]] = [[] for _ in order]
     for name in names:
-        parts = [mapping(mapping(mapping(models[model]).get("slices")).get(name)) for model in order]
+        parts = [
+            mapping(mapping(mapping(models[model]).get("slices")).get(name)) for model in order
+        ]
         queries = next((p["num_queries"] for p in parts if finite(p.get("num_queries"))), None)
         columns = [
             _cells([finite(mapping(p.get("metrics")).get(f"{base}@{cutoff}")) for p in parts], base)

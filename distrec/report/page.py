@@ -104,7 +104,7 @@ def _guarded(files: RunFiles, part: str, build: Callable[[], Result]) -> Result 
 
 
 def _data(config: Config, manifest: DatasetManifest | None) -> dict[str, Any] | None:
-    return manifest and data.data_section(config.dataset_directory, manifest)
+    return None if manifest is None else data.data_section(config.dataset_directory, manifest)
 
 
 def _commands(config: Config) -> dict[str, str]:

@@ -31,8 +31,8 @@
   const source = byId("sample-data");
   if (!source) return;
   const { towers, users, items } = JSON.parse(source.textContent);
-  const colors = 6;
-  const color = (index) => (index < colors ? `c${index}` : "cx");
+  // the other half of the palette: the first colours mean models on this page
+  const color = (index) => `c${(index + 3) % 6}`;
   const element = (tag, className, text) => {
     const made = document.createElement(tag);
     if (className) made.className = className;

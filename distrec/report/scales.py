@@ -17,7 +17,7 @@ def number(value: float) -> str:
         return f"{round(value):,}"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
-    if abs(value) >= 1e-3:
+    if abs(value) >= 1e-4:
         return f"{value:.4g}"
     return f"{value:.1e}"
 
@@ -75,11 +75,18 @@ def linear_ticks(low: float, high: float, target: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten that cover [low, high], both positive."""
+    """Powers of ten that cover [low, high], both positive; 1, 2, 5 when there are few of them."""
     first = math.floor(math.log10(low) + 1e-9)
     last = max(math.ceil(math.log10(high) - 1e-9), first + 1)
-    step = max(1, math.ceil((last - first) / 6))
-    return [10.0**power for power in range(first, last + step, step)]
+    if last - first > 2:
+        step = math.ceil((last - first) / 6)
+        return [10.0**power for power in range(first, last + step, step)]
+    fine = [factor * 10.0**power for power in range(first, last) for factor in (1, 2, 5)]
+    fine.append(10.0**last)
+    below = [tick for tick in fine if tick <= low * (1 + 1e-9)]
+    above = [tick for tick in fine if tick >= high * (1 - 1e-9)]
+    kept = [tick for tick in fine if below[-1] <= tick <= above[0]]
+    return kept if len(kept) > 1 else fine
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,9 @@ def _step_curve(
     return {"title": title, "note": note, "chart": chart}
 
 
-def _validation_curve(validations: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any] | None:
+def _validation_curve(
+    validations: Sequence[Mapping[str, Any]], metric: str
+) -> dict[str, Any] | None:
     names = [name for entry in validations for name in mapping(entry.get("metrics"))]
     chosen = metric if metric in names else "ndcg@10" if "ndcg@10" in names else None
     chosen = chosen or next(iter(names), None)

@@ -1,0 +1,26 @@
+"""State on disk: sharded checkpoints that appear whole or not at all and load on any ranks."""
+
+from distrec.checkpoint.dense import load_dense
+from distrec.checkpoint.find import committed, find, mark_best, prune, read_best, verify
+from distrec.checkpoint.manifest import CheckpointManifest, read_checkpoint_manifest
+from distrec.checkpoint.save import Identity, Parts, Position, save
+from distrec.checkpoint.tables import MappedTables, load_tables, read_rows
+
+__all__ = [
+    "CheckpointManifest",
+    "Identity",
+    "MappedTables",
+    "Parts",
+    "Position",
+    "committed",
+    "find",
+    "load_dense",
+    "load_tables",
+    "mark_best",
+    "prune",
+    "read_best",
+    "read_checkpoint_manifest",
+    "read_rows",
+    "save",
+    "verify",
+]

@@ -1,0 +1,121 @@
+"""The dense part as named tensors: parameters, buffers and the optimizer's state, no pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distrec.checkpoint.files import open_tensors
+from distrec.checkpoint.manifest import CheckpointManifest, read_checkpoint_manifest
+from distrec.errors import CheckpointError
+
+_PARAMETER, _BUFFER, _OPTIMIZER = "parameter/", "buffer/", "optimizer/"
+
+
+def dense_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Everything of the dense part under names that say what it is."""
+    tensors = model_tensors(model)
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if value is None:
+                continue
+            assert isinstance(value, Tensor), (name, key, type(value))
+            tensors[f"{_OPTIMIZER}{name}/{key}"] = value
+    return tensors
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters, and the buffers that are kept."""
+    parameters = {name for name, _ in model.named_parameters()}
+    return {
+        f"{_PARAMETER if name in parameters else _BUFFER}{name}": tensor
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def optimizer_settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Kind and settings of each parameter group, as JSON holds them."""
+    groups = []
+    for group in optimizer.param_groups:
+        settings = {key: value for key, value in group.items() if key != "params"}
+        groups.append(
+            {
+                key: list(value) if isinstance(value, tuple) else value
+                for key, value in settings.items()
+                if value is None or isinstance(value, bool | int | float | str | tuple)
+            }
+        )
+    return {"kind": type(optimizer).__name__, "groups": groups}
+
+
+def load_dense(
+    path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> CheckpointManifest:
+    """Fill a model, and its optimizer if given, from a checkpoint.
+
+    Args:
+        path: The checkpoint's directory.
+        model: Of the same specification and configuration.
+        optimizer: Over the model's parameters, of the same kind.
+
+    Returns:
+        The checkpoint's manifest.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged or of another model.
+    """
+    manifest = read_checkpoint_manifest(path)
+    file = Path(path) / manifest.dense.path
+    tensors = open_tensors(file, None)
+    own = model_tensors(model)
+    _check_same(file, own, {name: tensors[name] for name in tensors if _is_model(name)})
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+    if optimizer is not None:
+        _load_optimizer(file, model, optimizer, tensors)
+    return manifest
+
+
+def _is_model(name: str) -> bool:
+    return name.startswith((_PARAMETER, _BUFFER))
+
+
+def _check_same(file: Path, own: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
+    wanted = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in own.items()}
+    found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in stored.items()}
+    for name in sorted({*wanted, *found}):
+        if wanted.get(name) != found.get(name):
+            raise CheckpointError(
+                f"a checkpoint fits the model it is loaded into. Received: {name} of {file} is "
+                f"{found.get(name, 'not there')}, the model has {wanted.get(name, 'no such')}. "
+                "Use the configuration that it was trained with."
+            )
+
+
+def _load_optimizer(
+    file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    parameters = dict(model.named_parameters())
+    states: dict[str, dict[str, Tensor]] = {name: {} for name in parameters}
+    for full_name, tensor in tensors.items():
+        if _is_model(full_name):
+            continue
+        name, _, key = full_name.removeprefix(_OPTIMIZER).rpartition("/")
+        shapes = ((), tuple(parameters[name].shape)) if name in parameters else ()
+        if not full_name.startswith(_OPTIMIZER) or tuple(tensor.shape) not in shapes:
+            raise CheckpointError(
+                f"optimizer state is a number or has its parameter's shape. Received: "
+                f"{full_name} of shape {tuple(tensor.shape)} ({file}). Use another checkpoint."
+            )
+        # step counters stay on the CPU, where torch's optimizers keep them
+        device = parameters[name].device if tensor.dim() else torch.device("cpu")
+        states[name][key] = tensor.clone().to(device)
+    optimizer.state.clear()
+    for name, state in states.items():
+        if state:
+            optimizer.state[parameters[name]] = state

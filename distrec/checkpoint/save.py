@@ -1,0 +1,263 @@
+"""Saving: every rank writes its own rows, the first rank commits by one rename.
+
+Until the rename there is only a directory with another name, so a crash at any moment, a full disk
+or a lost rank leaves the checkpoints that were there before.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from distrec import __version__
+from distrec.checkpoint.dense import dense_tensors, optimizer_settings
+from distrec.checkpoint.files import fsync, write_tensors, write_text
+from distrec.checkpoint.find import PARTIAL_PREFIX, checkpoint_name
+from distrec.checkpoint.manifest import (
+    DENSE_FILE,
+    MANIFEST,
+    TABLES_DIRECTORY,
+    CheckpointManifest,
+    FileEntry,
+    ShardEntry,
+    TableEntry,
+    shard_name,
+    table_directory,
+)
+from distrec.checkpoint.together import together
+from distrec.config import ShardingConfig
+from distrec.errors import CheckpointError
+from distrec.model.spec import ModelSpec
+from distrec.sharding.plan import TablePlan, state_width
+
+if TYPE_CHECKING:
+    from distrec.sharding.collectives import Collectives
+    from distrec.sharding.tables import EmbeddingTables
+
+logger = logging.getLogger("distrec.checkpoint")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What all checkpoints of one run share.
+
+    Args:
+        seed: Of the run.
+        config: The resolved sections that training depends on.
+        config_hash: Of what a resumed run must share.
+        dataset_hash: DatasetManifest.content_hash.
+        vocabularies: Vocabulary -> SHA-256.
+        model_spec: Of the dataset.
+    """
+
+    seed: int
+    config: Mapping[str, Any]
+    config_hash: str
+    dataset_hash: str
+    vocabularies: Mapping[str, str]
+    model_spec: ModelSpec
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where in the run a checkpoint stands.
+
+    Args:
+        global_step: Optimizer updates done.
+        epoch: Of the next batch.
+        step_in_epoch: Of the next batch.
+        lanes: Of the reader.
+        metrics: Of the validation at this step, if there was one.
+        early_stopping: Its state.
+    """
+
+    global_step: int
+    epoch: int
+    step_in_epoch: int
+    lanes: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    early_stopping: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What holds the tensors.
+
+    Args:
+        model: The dense part.
+        optimizer: Of the dense part.
+        tables: The embedding tables.
+        plans: Of the tables.
+        sharding: The section [sharding].
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    tables: EmbeddingTables
+    plans: tuple[TablePlan, ...]
+    sharding: ShardingConfig
+
+
+def save(
+    directory: str | Path,
+    identity: Identity,
+    position: Position,
+    parts: Parts,
+    collectives: Collectives,
+) -> Path:
+    """Write a checkpoint and commit it; what was there before stays.
+
+    Collective. The directory is one that all ranks share.
+
+    Returns:
+        The checkpoint's directory.
+
+    Raises:
+        CheckpointError: On every rank, when any rank could not write. Nothing is left behind.
+    """
+    directory = Path(directory)
+    token = collectives.broadcast_object(uuid.uuid4().hex[:12], "checkpoint.token")
+    name = checkpoint_name(position.global_step)
+    partial = directory / f"{PARTIAL_PREFIX}{name}-{token}"
+    world = collectives.world
+    try:
+        together("checkpoint.begin", lambda: _begin(partial, parts, world.is_first), collectives)
+        written = together(
+            "checkpoint.write", lambda: _write_own(partial, parts, collectives), collectives
+        )
+        entries = collectives.gather_objects(written, "checkpoint.entries")
+        together(
+            "checkpoint.commit",
+            lambda: _commit(
+                partial,
+                directory / name,
+                _manifest(identity, position, parts, entries) if world.is_first else None,
+            ),
+            collectives,
+        )
+    except Exception:
+        if world.is_first:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return directory / name
+
+
+def _begin(partial: Path, parts: Parts, is_first: bool) -> None:
+    if not is_first:
+        return
+    try:
+        for plan in parts.plans:
+            (partial / table_directory(plan.name)).mkdir(parents=True)
+    except OSError as error:
+        raise CheckpointError(f"{partial} cannot be made: {error}") from error
+
+
+def _write_own(partial: Path, parts: Parts, collectives: Collectives) -> dict[str, Any]:
+    """Write this rank's files; their entries as JSON: tables by name, dense."""
+    world = collectives.world
+    if not partial.is_dir():
+        raise CheckpointError(
+            "checkpoints lie in a directory that all ranks share. Received: rank "
+            f"{world.rank} does not see {partial}. Put output on a shared file system."
+        )
+    written: dict[str, Any] = {"tables": {}}
+    for plan in parts.plans:
+        shared = plan.placement == "replicated"
+        if shared and not world.is_first:
+            continue
+        index, count = (0, 1) if shared else (world.rank, world.world_size)
+        _, weights, state = parts.tables.local_rows(plan.name)
+        path = partial / table_directory(plan.name) / shard_name(index, count)
+        entry = write_tensors(path, _shard_tensors(plan, weights, state, parts.sharding))
+        shard = ShardEntry(index=index, num_rows=len(weights), **entry.model_dump())
+        written["tables"][plan.name] = shard.model_dump()
+    if world.is_first:
+        entry = write_tensors(partial / DENSE_FILE, dense_tensors(parts.model, parts.optimizer))
+        written["dense"] = entry.model_dump()
+    return written
+
+
+def _shard_tensors(
+    plan: TablePlan, weights: Tensor, state: Tensor, sharding: ShardingConfig
+) -> dict[str, Tensor]:
+    width = state_width(sharding.optimizer, plan.embedding_dim)
+    return {"weights": weights, "state": state.to(torch.float32).reshape(len(weights), width)}
+
+
+def _manifest(
+    identity: Identity, position: Position, parts: Parts, entries: list[dict[str, Any]]
+) -> CheckpointManifest:
+    tables = {}
+    for plan in parts.plans:
+        shards = [
+            ShardEntry.model_validate(entry["tables"][plan.name])
+            for entry in entries
+            if plan.name in entry["tables"]
+        ]
+        tables[plan.name] = TableEntry(
+            num_embeddings=plan.num_embeddings,
+            embedding_dim=plan.embedding_dim,
+            precision=parts.sharding.precision,
+            optimizer=parts.sharding.optimizer,
+            state_dim=state_width(parts.sharding.optimizer, plan.embedding_dim),
+            placement=plan.placement,
+            shards=tuple(shards),
+        )
+    return CheckpointManifest(
+        distrec_version=__version__,
+        created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        global_step=position.global_step,
+        epoch=position.epoch,
+        step_in_epoch=position.step_in_epoch,
+        lanes=position.lanes,
+        world_size=len(entries),
+        seed=identity.seed,
+        config=dict(identity.config),
+        config_hash=identity.config_hash,
+        dataset_hash=identity.dataset_hash,
+        vocabularies=dict(identity.vocabularies),
+        model_spec=identity.model_spec,
+        tables=tables,
+        dense=FileEntry.model_validate(entries[0]["dense"]),
+        optimizer=optimizer_settings(parts.optimizer),
+        metrics=dict(position.metrics),
+        early_stopping=dict(position.early_stopping),
+    )
+
+
+def _commit(partial: Path, final: Path, manifest: CheckpointManifest | None) -> None:
+    """Write the manifest last and rename; on the first rank, which alone has a manifest."""
+    if manifest is None:
+        return
+    try:
+        document = manifest.model_dump(mode="json")
+        write_text(partial / MANIFEST, json.dumps(document, indent=1) + "\n")
+        for folder in sorted((partial / TABLES_DIRECTORY).iterdir()):
+            fsync(folder)
+        fsync(partial / TABLES_DIRECTORY)
+        fsync(partial)
+        _make_room(final)
+        partial.rename(final)
+        fsync(final.parent)
+    except OSError as error:
+        raise CheckpointError(f"{final} cannot be written: {error}") from error
+
+
+def _make_room(final: Path) -> None:
+    """Take away what stands under the name: damaged, or of the same step done again."""
+    if not final.exists():
+        return
+    logger.warning("checkpoint %s is there already, and is replaced", final.name)
+    replaced = final.with_name(f"{PARTIAL_PREFIX}replaced-{final.name}-{uuid.uuid4().hex[:12]}")
+    final.rename(replaced)
+    shutil.rmtree(replaced, ignore_errors=True)

@@ -1,0 +1,212 @@
+"""Rows of embedding tables from a checkpoint: into any number of ranks, or looked up on disk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from distrec.checkpoint.files import open_tensors
+from distrec.checkpoint.manifest import (
+    CheckpointManifest,
+    TableEntry,
+    read_checkpoint_manifest,
+    table_directory,
+)
+from distrec.columns import PADDING_INDEX
+from distrec.config import ShardingConfig
+from distrec.errors import CheckpointError, DataError
+from distrec.sharding.lookup import Request, pool
+from distrec.sharding.plan import TablePlan, state_width
+from distrec.world import World
+
+if TYPE_CHECKING:
+    from distrec.sharding.tables import EmbeddingTables
+
+WEIGHT_TYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+def open_shard(path: Path, name: str, table: TableEntry, index: int) -> dict[str, Tensor]:
+    """``weights`` (rows, D) and ``state`` (rows, S) of one shard, mapped into memory."""
+    shard = table.shards[index]
+    rows = shard.num_rows
+    return open_tensors(
+        path / table_directory(name) / shard.path,
+        {
+            "weights": ((rows, table.embedding_dim), WEIGHT_TYPES[table.precision]),
+            "state": ((rows, table.state_dim), torch.float32),
+        },
+    )
+
+
+def load_tables(
+    path: str | Path,
+    tables: EmbeddingTables,
+    plans: tuple[TablePlan, ...],
+    sharding: ShardingConfig,
+    world: World,
+) -> None:
+    """Fill this rank's rows from a checkpoint of any number of ranks and any placement.
+
+    Args:
+        path: The checkpoint's directory.
+        tables: Of this rank.
+        plans: Of the tables.
+        sharding: The section [sharding].
+        world: This rank.
+
+    Raises:
+        CheckpointError: A table is missing, or of another shape, precision or optimizer.
+    """
+    path = Path(path)
+    manifest = read_checkpoint_manifest(path)
+    if set(manifest.tables) != {plan.name for plan in plans}:
+        raise CheckpointError(
+            f"a checkpoint has the tables of the model. Received: {sorted(manifest.tables)} in "
+            f"{path}, the model has {sorted(plan.name for plan in plans)}. Use the configuration "
+            "that it was trained with."
+        )
+    for plan in plans:
+        entry = manifest.tables[plan.name]
+        _check_table(path, plan, entry, sharding)
+        rows = plan.local_rows(world.rank, world.world_size)
+        for index in range(len(entry.shards)):
+            wanted = shared_rows(rows, index, len(entry.shards))
+            if not wanted:
+                continue
+            shard = open_shard(path, plan.name, entry, index)
+            places = slice(wanted.start // len(entry.shards), None, _place_step(wanted, entry))
+            tables.load_rows(
+                plan.name,
+                torch.arange(wanted.start, wanted.stop, wanted.step),
+                shard["weights"][places][: len(wanted)].clone(),
+                shard["state"][places][: len(wanted)].clone(),
+            )
+
+
+def _place_step(rows: range, entry: TableEntry) -> int:
+    return max(1, rows.step // len(entry.shards))
+
+
+def shared_rows(rows: range, index: int, num_shards: int) -> range:
+    """The rows among `rows` (start < step, as a rank holds them) that lie in one shard.
+
+    Example:
+        >>> shared_rows(range(1, 12, 2), 2, 3)  # rank 1 of 2 reads shard 2 of 3: 5, 11
+        range(5, 12, 6)
+    """
+    step = math.lcm(rows.step, num_shards)
+    for row in range(rows.start, min(rows.stop, rows.start + step), rows.step):
+        if row % num_shards == index:
+            return range(row, rows.stop, step)
+    return range(0)
+
+
+def _check_table(path: Path, plan: TablePlan, entry: TableEntry, sharding: ShardingConfig) -> None:
+    wanted = (
+        plan.num_embeddings,
+        plan.embedding_dim,
+        sharding.precision,
+        sharding.optimizer,
+        state_width(sharding.optimizer, plan.embedding_dim),
+    )
+    found = (
+        entry.num_embeddings,
+        entry.embedding_dim,
+        entry.precision,
+        entry.optimizer,
+        entry.state_dim,
+    )
+    if wanted != found:
+        raise CheckpointError(
+            "a table has the rows, width, precision, optimizer and state width that it was saved "
+            f"with. Received: {found} (table {plan.name!r} of {path}), the model has {wanted}. Use "
+            "the configuration that it was trained with."
+        )
+
+
+class MappedTables:
+    """A Lookup over the tables of a checkpoint, for one process; reads only the rows asked for.
+
+    Args:
+        path: The checkpoint's directory.
+
+    Attributes:
+        manifest: Of the checkpoint.
+
+    Raises:
+        CheckpointError: The checkpoint is not whole.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.manifest: CheckpointManifest = read_checkpoint_manifest(path)
+        self._shards: dict[str, list[Tensor]] = {}
+
+    def __call__(self, requests: Mapping[str, Request]) -> dict[str, Tensor]:
+        """Rows by key, as training looks them up.
+
+        Raises:
+            DataError: An id lies outside the table.
+        """
+        return {
+            key: pool(self.rows(request.table, request.ids.values), request.ids, request.pooling)
+            for key, request in requests.items()
+        }
+
+    def rows(self, table: str, ids: Tensor) -> Tensor:
+        """The row of each id, zeros for padding.
+
+        Args:
+            table: Name of the table.
+            ids: int64, (n,).
+
+        Returns:
+            float32, (n, D).
+        """
+        entry = self._entry(table)
+        distinct, inverse = torch.unique(ids.cpu(), return_inverse=True)
+        if len(distinct) and not 0 <= int(distinct[0]) <= int(distinct[-1]) < entry.num_embeddings:
+            raise DataError(
+                f"an id of table {table!r} lies in [0, {entry.num_embeddings}). Received: "
+                f"{int(distinct[0])} to {int(distinct[-1])}. The dataset and the checkpoint are "
+                "not of the same vocabulary: run prepare and train again."
+            )
+        shards = self._open(table)
+        found = torch.empty(len(distinct), entry.embedding_dim)
+        for index, shard in enumerate(shards):
+            own = (distinct % len(shards) == index).nonzero().squeeze(1)
+            if len(own):
+                found[own] = shard[distinct[own] // len(shards)].to(torch.float32)
+        found[distinct == PADDING_INDEX] = 0.0
+        return found[inverse]
+
+    def read_rows(self, table: str, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) of a table, for export: float32, (stop - start, D)."""
+        return self.rows(table, torch.arange(start, stop))
+
+    def _entry(self, table: str) -> TableEntry:
+        if table not in self.manifest.tables:
+            raise CheckpointError(
+                f"{self.path} has no table {table!r}, only {sorted(self.manifest.tables)}. Use the "
+                "configuration that it was trained with."
+            )
+        return self.manifest.tables[table]
+
+    def _open(self, table: str) -> list[Tensor]:
+        if table not in self._shards:
+            entry = self._entry(table)
+            self._shards[table] = [
+                open_shard(self.path, table, entry, index)["weights"]
+                for index in range(len(entry.shards))
+            ]
+        return self._shards[table]
+
+
+def read_rows(path: str | Path, table: str, start: int, stop: int) -> Tensor:
+    """Rows [start, stop) of a table of a checkpoint: float32, (stop - start, D)."""
+    return MappedTables(path).read_rows(table, start, stop)

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow.dataset as pads
 
@@ -23,15 +25,22 @@ CANDIDATES_PER_USER = 4
 
 
 class _Smallest:
-    """The `size` users with the smallest hashes seen so far."""
+    """The `size` different users with the smallest hashes seen so far."""
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._heap: list[tuple[int, str]] = []
 
-    def offer(self, hashes: Iterable[int], ids: Iterable[str]) -> None:
-        for value, user in zip(hashes, ids, strict=True):
+    def offer(self, hashes: npt.NDArray[np.uint64], ids: npt.NDArray[np.object_]) -> None:
+        """Look at more users; hashes and ids are of one length."""
+        if len(self._heap) == self._size:
+            # nearly all of a large table ends here, without a step of Python each
+            near = hashes <= np.uint64(-self._heap[0][0] if self._heap else 0)
+            hashes, ids = hashes[near], ids[near]
+        for value, user in zip(hashes.tolist(), ids.tolist(), strict=True):
             entry = (-value, user)
+            if entry in self._heap:
+                continue
             if len(self._heap) < self._size:
                 heapq.heappush(self._heap, entry)
             elif self._size and entry > self._heap[0]:
@@ -42,11 +51,11 @@ class _Smallest:
         return [user for _, user in sorted(self._heap, key=lambda entry: (-entry[0], entry[1]))]
 
 
-def hash_ids(ids: Sequence[str], seed: int) -> list[int]:
-    """A 64-bit hash of each id and the seed, the same on every machine."""
+def hash_ids(ids: Iterable[str], seed: int) -> npt.NDArray[np.uint64]:
+    """A hash of each id and the seed, uint64, the same on every machine."""
     values = pd.Series(list(ids), dtype=object).to_numpy()
     key = f"{seed % 10**16:016d}"
-    return [int(value) for value in pd.util.hash_array(values, hash_key=key, categorize=False)]
+    return np.asarray(pd.util.hash_array(values, hash_key=key, categorize=False), dtype=np.uint64)
 
 
 def open_scores(directory: Path, manifest: Mapping[str, Any] | None) -> pads.Dataset | None:
@@ -81,33 +90,41 @@ def choose_users(
         seed: Of the choice.
     """
     size = amount * CANDIDATES_PER_USER
-    colds, warms, others = _Smallest(size), _Smallest(size), _Smallest(size)
-    if users is not None:
-        for batch in scan(users, [c.USER_ID, c.USER_INDEX, c.NUM_EVENTS]):
-            frame = batch.to_pandas()
-            frame["hash"] = hash_ids(frame[c.USER_ID], seed)
-            is_cold = (frame[c.NUM_EVENTS] <= cold) | (frame[c.USER_INDEX] <= c.UNKNOWN_INDEX)
-            for chosen, part in ((colds, frame[is_cold]), (warms, frame[~is_cold])):
-                chosen.offer(part["hash"], part[c.USER_ID])
+    cold_ids, warm_ids = _known_users(users, size, cold, seed) if users is not None else ([], [])
+    other_ids: list[str] = []
     if scores is not None:
-        for batch in scan(scores, [c.USER_ID], pads.field(c.RANK) <= 1):
-            ids = sorted(set(batch.column(0).to_pylist()))
-            others.offer(hash_ids(ids, seed), ids)
-    cold_ids, warm_ids = colds.ordered(), warms.ordered()
-    known = {*cold_ids, *warm_ids}
-    # scored, but not among the candidates: mostly people that the dataset does not know
-    other_ids = [user for user in others.ordered() if user not in known]
-    if scores is not None:
+        # perhaps people whom the dataset does not know
+        other_ids = _scored_users(scores, size, seed)
         scored = _scored(scores, [*cold_ids, *warm_ids])
-        if scored:
-            cold_ids = [user for user in cold_ids if user in scored]
-            warm_ids = [user for user in warm_ids if user in scored]
-        elif other_ids:
-            cold_ids, warm_ids = [], []
+        cold_ids = [user for user in cold_ids if user in scored]
+        warm_ids = [user for user in warm_ids if user in scored]
     num_cold = min(len(cold_ids), max(round(amount * COLD_SHARE), amount - len(warm_ids)))
-    chosen_ids = [*cold_ids[:num_cold], *warm_ids[: amount - num_cold]]
-    chosen_ids += [user for user in other_ids if user not in chosen_ids][: amount - len(chosen_ids)]
-    return [user for _, user in sorted(zip(hash_ids(chosen_ids, seed), chosen_ids, strict=True))]
+    chosen = [*cold_ids[:num_cold], *warm_ids[: amount - num_cold]]
+    chosen += [user for user in other_ids if user not in chosen][: amount - len(chosen)]
+    return [user for _, user in sorted(zip(hash_ids(chosen, seed).tolist(), chosen, strict=True))]
+
+
+def _known_users(
+    users: pads.Dataset, size: int, cold: int, seed: int
+) -> tuple[list[str], list[str]]:
+    """Cold and other users of the dataset, `size` each, by ascending hash."""
+    colds, warms = _Smallest(size), _Smallest(size)
+    for batch in scan(users, [c.USER_ID, c.USER_INDEX, c.NUM_EVENTS]):
+        frame = batch.to_pandas()
+        ids, hashes = frame[c.USER_ID].to_numpy(), hash_ids(frame[c.USER_ID], seed)
+        is_cold = (frame[c.NUM_EVENTS] <= cold) | (frame[c.USER_INDEX] <= c.UNKNOWN_INDEX)
+        for chosen, part in ((colds, is_cold.to_numpy()), (warms, ~is_cold.to_numpy())):
+            chosen.offer(hashes[part], ids[part])
+    return colds.ordered(), warms.ordered()
+
+
+def _scored_users(scores: pads.Dataset, size: int, seed: int) -> list[str]:
+    """Scored users by ascending hash."""
+    found = _Smallest(size)
+    for batch in scan(scores, [c.USER_ID], pads.field(c.RANK) <= 1):
+        ids = batch.column(0).to_numpy(zero_copy_only=False)
+        found.offer(hash_ids(ids, seed), ids)
+    return found.ordered()
 
 
 def _scored(scores: pads.Dataset, ids: Sequence[str]) -> set[str]:

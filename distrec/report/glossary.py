@@ -53,7 +53,8 @@ METRICS = {
     ),
     "diversity": Metric(
         "Diversity",
-        "Mean distance between two items of one list; higher means lists that are less alike.",
+        "Mean of 1 - cosine between the feature vectors of two items of one list; higher means "
+        "that the items of a list are less alike.",
         family="beyond",
     ),
     "novelty": Metric(
@@ -82,7 +83,10 @@ METRICS = {
         "lower",
         "classification",
     ),
-    "brier": Metric("Brier", "Mean squared error of the probabilities.", "lower", "classification"),
+    "positive_share": Metric(
+        "Positives", "Share of positives among the examples.", "depends", "classification"
+    ),
+    "num_examples": Metric("Examples", "Labelled examples measured.", "depends", "classification"),
 }
 MODELS = {"distrec": "distrec", "popularity": "popularity", "item_knn": "item kNN"}
 SLICES = {

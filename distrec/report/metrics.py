@@ -178,9 +178,10 @@ def _cells(column: Sequence[float | None], base: str) -> list[dict[str, Any]]:
     if len(known) > 1 and better != "depends":
         best = max(known) if better == "higher" else min(known)
     largest = max(map(abs, known), default=0.0)
+    written = scales.number if base.startswith("num_") else scales.metric
     return [
         {
-            "text": "–" if value is None else scales.metric(value),
+            "text": "–" if value is None else written(value),
             "best": value is not None and value == best,
             "bar": charts.cell_bar(abs(value or 0.0) / largest if largest else 0.0, index),
         }

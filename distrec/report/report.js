@@ -117,6 +117,9 @@
       part.append(element("p", "note", "Nothing is known of this user."));
       return part;
     }
+    const shown = user.history.length;
+    const rest = user.events > shown ? `the last ${shown} of ${user.events}` : `all ${shown}`;
+    part.firstChild.append(" ", element("span", "note", rest));
     const list = element("ol", "history");
     list.tabIndex = 0;
     list.setAttribute("aria-label", "History, latest first");

@@ -1,0 +1,73 @@
+"""What Spark says when data cannot be read or written, turned into errors that say what to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
+from pyspark.errors import PySparkException
+
+from distrec.errors import DataError, DistrecError, LaunchError
+
+_FILE = re.compile(r"(?:reading file|CSV file:|Path does not exist:) ?(?:file:)?(\S+)")
+_CAUSE = re.compile(r"Caused by: (?:[\w.$]+: )?(.+)")
+
+
+@contextmanager
+def translated(source: str) -> Iterator[None]:
+    """Raise a DataError for what is known to go wrong while `source` is read or written."""
+    try:
+        yield
+    except (PySparkException, Py4JJavaError) as error:
+        known = explain(f"{error}\n{_stack(error)}", source)
+        if known is None:
+            raise
+        raise known from error
+    except OSError as error:
+        if "No space left on device" not in str(error):
+            raise
+        raise _full(source) from error
+
+
+def _stack(error: Exception) -> str:
+    if isinstance(error, Py4JJavaError):
+        return str(error)
+    return str(getattr(error, "_stackTrace", "") or getattr(error, "stackTrace", "") or "")
+
+
+def explain(text: str, source: str) -> DistrecError | None:
+    """The error for a message of Spark, or None when it is not a known one."""
+    match = _FILE.search(text)
+    path = match.group(1).rstrip(".,") if match else source
+    if "No space left on device" in text:
+        return _full(source)
+    if "PATH_NOT_FOUND" in text or "FILE_NOT_EXIST" in text or "does not exist" in text:
+        return DataError(
+            f"every path of {source} must match a file. Received: {path}, which matches none. "
+            "Check the path, and from which directory the job is started."
+        )
+    if "CSV header does not conform" in text:
+        header = re.search(r"Header: (.*)", text)
+        return DataError(
+            f"all files of {source} must have the same header. Received: "
+            f"{header.group(1) if header else 'another one'} ({path}). Make the files alike."
+        )
+    if "FAILED_READ_FILE" in text or "is not a Parquet file" in text:
+        causes = _CAUSE.findall(text)
+        return DataError(
+            f"every file of {source} must be whole and of its format. Received: {path}: "
+            f"{causes[-1].strip() if causes else 'it cannot be read'}. Copy the file again, or "
+            "check format."
+        )
+    if "Executor heartbeat timed out" in text or "SparkContext was shut down" in text:
+        return LaunchError(f"Spark stopped while {source} was worked on. Run the job again.")
+    return None
+
+
+def _full(source: str) -> DataError:
+    return DataError(
+        f"{source} must fit on the disk. Received: no space left on device. Free some space, or "
+        "set output (and spark.local.dir in [spark.conf]) to a larger disk."
+    )

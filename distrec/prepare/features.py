@@ -1,0 +1,291 @@
+"""Features fitted on train and encoded: ids, hashed text, standardised numbers, vectors.
+
+Value counts of vocabularies are look-ups: one for every train event of the user or item, so that an
+id is the rank of how often its row is used. Means, deviations and quantiles are over the users or
+items that occur in train, each once (over train events for context features). A missing value of an
+id feature is padding, one that is rare or new is unknown.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from distrec import columns as c
+from distrec.config import FeatureConfig
+from distrec.dataset import FeatureSpec
+from distrec.prepare.validate import raw_column
+from distrec.prepare.vocabulary import FittedVocabulary, fit_vocabulary
+from distrec.prepare.workspace import Workspace
+
+TEXT_BUCKETS = 65_536
+
+# number of train events of a row: of a user, of an item; 1 or 0 for an event
+TRAIN_COUNT = "train_count"
+
+Statistics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class FittedFeature:
+    """One feature with all that encoding needs.
+
+    Args:
+        config: As the user wrote it.
+        spec: For the manifest.
+        raw: Column that holds the typed value.
+        vocabulary: Of categorical features.
+        statistics: Of numbers, under the names of the manifest.
+        edges: Of bucketed numbers: upper bounds, included, of all buckets but the last.
+        stand_in: Of vectors: what a missing one becomes, (dim,).
+    """
+
+    config: FeatureConfig
+    spec: FeatureSpec
+    raw: str
+    vocabulary: FittedVocabulary | None = None
+    statistics: Statistics = field(default_factory=dict)
+    edges: tuple[float, ...] = ()
+    stand_in: tuple[float, ...] = ()
+
+    @property
+    def is_bucketed(self) -> bool:
+        """Whether a number becomes an id."""
+        return self.config.kind == "number" and self.config.num_buckets > 1
+
+
+def fit_features(
+    frame: DataFrame, side: str, features: Sequence[FeatureConfig], workspace: Workspace
+) -> tuple[FittedFeature, ...]:
+    """Fit all features of a side.
+
+    Args:
+        frame: TRAIN_COUNT and the raw columns; a row a user, an item or an event.
+        side: user, item or context.
+    """
+    seen = frame.filter(F.col(TRAIN_COUNT) > 0)
+    fitted = []
+    for config in features:
+        name = config.feature_name
+        column = c.feature_column(side, name)
+        base = FittedFeature(
+            config=config,
+            spec=FeatureSpec(name=name, side=side, kind=config.kind, column=column),  # type: ignore[arg-type]
+            raw=raw_column(side, name),
+        )
+        fit = {
+            "categorical": _fit_ids, "multi_categorical": _fit_ids, "text": _fit_text,
+            "number": _fit_number, "vector": _fit_vector,
+        }[config.kind]  # fmt: skip
+        fitted.append(fit(base, seen, workspace))
+    return tuple(fitted)
+
+
+def _with_spec(base: FittedFeature, **values: object) -> FeatureSpec:
+    return base.spec.model_copy(update=values)
+
+
+def _fit_ids(base: FittedFeature, seen: DataFrame, workspace: Workspace) -> FittedFeature:
+    value = F.col(base.raw)
+    if base.config.kind == "multi_categorical":
+        value = F.explode(value)
+    values = seen.select(value.alias(c.VALUE), TRAIN_COUNT).filter(F.col(c.VALUE).isNotNull())
+    counts = values.groupBy(c.VALUE).agg(F.sum(TRAIN_COUNT).alias(c.COUNT))
+    vocabulary = fit_vocabulary(counts, base.spec.column, base.config.min_count, workspace)
+    spec = _with_spec(base, num_embeddings=vocabulary.num_embeddings)
+    return replace(base, spec=spec, vocabulary=vocabulary)
+
+
+def _fit_text(base: FittedFeature, seen: DataFrame, workspace: Workspace) -> FittedFeature:
+    buckets = base.config.num_buckets or TEXT_BUCKETS
+    return replace(base, spec=_with_spec(base, num_embeddings=c.FIRST_INDEX + buckets))
+
+
+def _transformed(config: FeatureConfig, value: Column) -> Column:
+    """Clip, then log; standardising comes after."""
+    if config.clip is not None:
+        low, high = (F.lit(bound) for bound in config.clip)
+        # greatest and least pass over nulls, which must stay null
+        value = F.when(value.isNotNull(), F.least(F.greatest(value, low), high))
+    if config.transform == "log":
+        value = F.signum(value) * F.log1p(F.abs(value))
+    return value
+
+
+def _fit_number(base: FittedFeature, seen: DataFrame, workspace: Workspace) -> FittedFeature:
+    config = base.config
+    value = _transformed(config, F.col(base.raw))
+    shares = [k / config.num_buckets for k in range(1, config.num_buckets)]
+    aggregates = [
+        F.avg(value).alias("mean"),
+        F.stddev_pop(value).alias("std"),
+        F.min(value).alias("min"),
+        F.max(value).alias("max"),
+        F.count_if(value.isNull()).alias("missing"),
+    ]
+    if base.is_bucketed:
+        aggregates.append(F.percentile_approx(value, shares).alias("edges"))
+    row = seen.agg(*aggregates).collect()[0]
+    statistics = {
+        name: float(row[name] or 0.0) for name in ("mean", "std", "min", "max", "missing")
+    }
+    if not base.is_bucketed:
+        return replace(base, spec=_with_spec(base, dim=1), statistics=statistics)
+    # equal quantiles make one bucket; nothing lies above the greatest value
+    edges = tuple(sorted({float(edge) for edge in row["edges"] or ()} - {statistics["max"]}))
+    statistics |= {f"edge_{k}": edge for k, edge in enumerate(edges)}
+    spec = _with_spec(base, kind="categorical", num_embeddings=c.FIRST_INDEX + len(edges) + 1)
+    bucketed = replace(base, spec=spec, statistics=statistics, edges=edges)
+    return replace(bucketed, vocabulary=_bucket_vocabulary(bucketed, seen, workspace))
+
+
+def _bucket_vocabulary(
+    feature: FittedFeature, seen: DataFrame, workspace: Workspace
+) -> FittedVocabulary:
+    """A readable name a bucket; ids go with the values, not with the counts."""
+    bounds = [float("-inf"), *feature.edges, float("inf")]
+    names = [f"({low:g}, {high:g}]" for low, high in itertools.pairwise(bounds)]
+    buckets = seen.sparkSession.range(c.FIRST_INDEX, c.FIRST_INDEX + len(names))
+    counts = seen.groupBy(_bucket(feature).alias(c.ID)).agg(F.sum(TRAIN_COUNT).alias(c.COUNT))
+    value = F.element_at(
+        F.array(*(F.lit(name) for name in names)), (F.col(c.ID) - c.FIRST_INDEX + 1).cast("int")
+    )
+    frame = buckets.join(counts, c.ID, "left").select(
+        value.alias(c.VALUE), c.ID, F.coalesce(c.COUNT, F.lit(0)).cast("long").alias(c.COUNT)
+    )
+    name = feature.spec.column
+    return FittedVocabulary(name, workspace.materialize(frame, f"vocab-{name}"), len(names))
+
+
+def _fit_vector(base: FittedFeature, seen: DataFrame, workspace: Workspace) -> FittedFeature:
+    dim = base.config.dim
+    stand_in = [0.0] * dim
+    if base.config.missing == "mean":
+        places = seen.select(F.posexplode(base.raw).alias("place", "number"))
+        for row in places.groupBy("place").agg(F.avg("number").alias("mean")).collect():
+            stand_in[row["place"]] = float(row["mean"])
+    return replace(base, spec=_with_spec(base, dim=dim), stand_in=tuple(stand_in))
+
+
+# --- encoding ------------------------------------------------------------------------------------
+
+
+def encode(frame: DataFrame, features: Sequence[FittedFeature]) -> DataFrame:
+    """Put the encoded columns in the place of the raw ones; without nulls.
+
+    Args:
+        frame: With the raw columns; rows of which nothing is known have nulls there.
+    """
+    for feature in features:
+        if feature.vocabulary is not None and not feature.is_bucketed:
+            frame = _look_up(frame, feature)
+        else:
+            frame = frame.withColumn(feature.spec.column, _expression(feature))
+    return frame.drop(*(feature.raw for feature in features))
+
+
+def defaults(features: Sequence[FittedFeature]) -> list[Column]:
+    """What stands for a feature where there is no event: padding, nothing and zero."""
+    empty = {
+        "categorical": F.lit(c.PADDING_INDEX).cast("long"),
+        "multi_categorical": F.array().cast("array<bigint>"),
+        "text": F.array().cast("array<bigint>"),
+        "number": F.lit(0.0).cast("float"),
+    }
+    chosen = []
+    for feature in features:
+        if feature.spec.kind == "vector":
+            value = F.array_repeat(F.lit(0.0).cast("float"), feature.spec.dim)
+        else:
+            value = empty[feature.spec.kind]
+        chosen.append(value.alias(feature.spec.column))
+    return chosen
+
+
+def _expression(feature: FittedFeature) -> Column:
+    kind, value = feature.config.kind, F.col(feature.raw)
+    if kind == "text":
+        return hashed_ngrams(value, feature.config, feature.spec.num_embeddings - c.FIRST_INDEX)
+    if kind == "vector":
+        stand_in = F.array(*(F.lit(number) for number in feature.stand_in))
+        return F.coalesce(value, stand_in).cast("array<float>")
+    if feature.is_bucketed:
+        return F.coalesce(_bucket(feature), F.lit(c.PADDING_INDEX).cast("long"))
+    mean, std = feature.statistics["mean"], feature.statistics["std"]
+    if feature.config.missing == "zero":
+        value = F.coalesce(value, F.lit(0.0))
+    number = F.coalesce(_transformed(feature.config, value), F.lit(mean))
+    if feature.config.transform != "none":
+        # a constant has no deviation, and becomes zero
+        number = (number - mean) / (std or 1.0)
+    return number.cast("float")
+
+
+def _bucket(feature: FittedFeature) -> Column:
+    """FIRST_INDEX + the number of edges below the value; null when it is missing."""
+    value = F.col(feature.raw)
+    if feature.config.missing == "zero":
+        value = F.coalesce(value, F.lit(0.0))
+    number = _transformed(feature.config, value)
+    edges = F.array(*(F.lit(edge) for edge in feature.edges)).cast("array<double>")
+    below = F.size(F.filter(edges, lambda edge: edge < number))
+    return F.when(number.isNotNull(), (below + c.FIRST_INDEX).cast("long"))
+
+
+def hashed_ngrams(text: Column, config: FeatureConfig, num_buckets: int) -> Column:
+    """Ids of the word n-grams in [FIRST_INDEX, FIRST_INDEX + num_buckets), the words first.
+
+    Words are runs of letters and digits, in lower case. The hash is Spark's xxhash64 of the n-gram,
+    its words put together with one space.
+    """
+    words = F.filter(F.split(F.lower(text), r"[^\p{L}\p{N}]+"), lambda word: word != "")
+    words = F.coalesce(words, F.array().cast("array<string>"))
+    grams = words
+    for length in range(2, config.ngrams + 1):
+        starts = F.when(
+            F.size(words) >= length, F.sequence(F.lit(1), F.size(words) - (length - 1))
+        ).otherwise(F.array().cast("array<int>"))
+        joined = F.transform(
+            starts, lambda start, n=length: F.concat_ws(" ", F.slice(words, start, F.lit(n)))
+        )
+        grams = F.concat(grams, joined)
+    ids = F.transform(
+        grams, lambda gram: F.pmod(F.xxhash64(gram), F.lit(num_buckets)) + c.FIRST_INDEX
+    )
+    return F.slice(F.array_distinct(ids), 1, config.max_values).cast("array<bigint>")
+
+
+def _look_up(frame: DataFrame, feature: FittedFeature) -> DataFrame:
+    assert feature.vocabulary is not None
+    ids = feature.vocabulary.frame.select(
+        F.col(c.VALUE).alias("__value"), F.col(c.ID).alias("__id")
+    )
+    unknown = F.lit(c.UNKNOWN_INDEX).cast("long")
+    raw, column = F.col(feature.raw), feature.spec.column
+    if feature.config.kind == "categorical":
+        index = F.when(raw.isNull(), F.lit(c.PADDING_INDEX).cast("long")).otherwise(
+            F.coalesce("__id", unknown)
+        )
+        joined = frame.join(ids, raw == F.col("__value"), "left")
+        return joined.withColumn(column, index).drop("__value", "__id")
+    # a cell occurs in many rows: look up each distinct cell once, then join the rows to it
+    cells = frame.select(raw.alias("__cell")).filter(F.size("__cell") > 0).distinct()
+    exploded = cells.select("__cell", F.posexplode("__cell").alias("__place", "__value"))
+    index = F.coalesce("__id", unknown).alias("index")
+    places = F.sort_array(F.collect_list(F.struct("__place", index)))
+    encoded = (
+        exploded.join(ids, "__value", "left")
+        .groupBy("__cell")
+        .agg(places.alias("__places"))
+        .select("__cell", F.transform("__places", lambda place: place["index"]).alias("__ids"))
+    )
+    none = F.array().cast("array<bigint>")
+    return (
+        frame.join(encoded, raw == F.col("__cell"), "left")
+        .withColumn(column, F.coalesce(F.array_distinct("__ids"), none))
+        .drop("__cell", "__ids")
+    )

@@ -1,0 +1,161 @@
+"""What is known of a user at a time: the last positive events, strictly earlier, oldest first."""
+
+from __future__ import annotations
+
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F
+
+from distrec import columns as c
+
+
+def last(values: Column, number: Column | int) -> Column:
+    """The last `number` elements, or all when there are fewer."""
+    count = F.lit(number) if isinstance(number, int) else number
+    kept = F.least(F.size(values), count)
+    return F.slice(values, F.size(values) - kept + 1, kept)
+
+
+def _split_history(pairs: Column) -> list[Column]:
+    """(time, item id, item index) structs to the two columns of the contract."""
+    return [
+        F.transform(pairs, lambda pair: pair[c.ITEM_INDEX]).alias(c.HISTORY),
+        F.transform(pairs, lambda pair: pair[c.TIME]).alias(c.HISTORY_TIMES),
+    ]
+
+
+def _positives(pool: DataFrame) -> DataFrame:
+    event = F.struct(c.TIME, c.ITEM_ID, c.ITEM_INDEX)
+    return pool.filter(F.col(c.LABEL) > 0).select(c.USER_ID, c.TIME, event.alias("event"))
+
+
+def attach_before(examples: DataFrame, pool: DataFrame, length: int) -> DataFrame:
+    """Give each example the user's positives in the pool with an earlier time.
+
+    Events of the same time are not in each other's history. A user's events are grouped by time;
+    the frame of a group reaches back over the `length` groups with positives before it, which hold
+    at least the last `length` positives, so that no row carries a user's whole past. Inside a group
+    the order is by item id.
+
+    Args:
+        examples: user_id, time and anything else.
+        pool: user_id, time, item_id, item_index, label.
+        length: L.
+
+    Returns:
+        The examples with history, history_times and num_events.
+    """
+    columns = examples.columns
+    packed = examples.select(
+        c.USER_ID,
+        c.TIME,
+        F.lit(None).cast(_positives(pool).schema["event"].dataType).alias("event"),
+        F.struct(*columns).alias("example"),
+    )
+    positives = _positives(pool).withColumn(
+        "example", F.lit(None).cast(packed.schema["example"].dataType)
+    )
+    # one shuffle by user serves the grouping and both windows
+    together = packed.unionByName(positives).repartition(c.USER_ID)
+    groups = together.groupBy(c.USER_ID, c.TIME).agg(
+        F.sort_array(F.collect_list("event")).alias("events"),
+        F.collect_list("example").alias("examples"),
+    )
+    groups = groups.withColumn("number", F.size("events"))
+    user = Window.partitionBy(c.USER_ID).orderBy(c.TIME)
+    earlier = F.sum("number").over(user.rowsBetween(Window.unboundedPreceding, -1))
+    through = F.count_if(F.col("number") > 0).over(
+        user.rowsBetween(Window.unboundedPreceding, Window.currentRow)
+    )
+    # the place among the groups with positives; a group without any stands where the next one will
+    place = F.when(F.col("number") > 0, through).otherwise(through + 1).cast("long")
+    groups = groups.select(
+        c.USER_ID,
+        "examples",
+        F.coalesce(earlier, F.lit(0)).cast("long").alias(c.NUM_EVENTS),
+        place.alias("place"),
+        # collect_list passes over nulls
+        F.when(F.col("number") > 0, last(F.col("events"), length)).alias("tail"),
+    )
+    before = Window.partitionBy(c.USER_ID).orderBy("place").rangeBetween(-length, -1)
+    groups = groups.withColumn("past", F.flatten(F.collect_list("tail").over(before)))
+    # only now drop the groups that are there for others
+    groups = groups.filter(F.size("examples") > 0).withColumn("past", last(F.col("past"), length))
+    exploded = groups.select(
+        F.explode("examples").alias("example"), c.NUM_EVENTS, *_split_history(F.col("past"))
+    )
+    return exploded.select("example.*", c.NUM_EVENTS, c.HISTORY, c.HISTORY_TIMES)
+
+
+def state(pool: DataFrame, length: int) -> DataFrame:
+    """One row a user: all that the pool knows of them.
+
+    Args:
+        pool: user_id, time, item_id, item_index, label.
+        length: L.
+
+    Returns:
+        user_id, num_events, history, history_times; seen (item indexes of all events, negative ones
+        too, ascending, without unknown items); last_time of any event.
+    """
+    event = F.struct(c.TIME, c.ITEM_ID, c.ITEM_INDEX)
+    known = F.col(c.ITEM_INDEX) >= c.FIRST_INDEX
+    grouped = pool.groupBy(c.USER_ID).agg(
+        F.sort_array(F.collect_list(F.when(F.col(c.LABEL) > 0, event))).alias("events"),
+        F.sort_array(F.collect_set(F.when(known, F.col(c.ITEM_INDEX)))).alias(c.SEEN),
+        F.max(c.TIME).alias("last_time"),
+    )
+    return grouped.select(
+        c.USER_ID,
+        F.size("events").cast("long").alias(c.NUM_EVENTS),
+        *_split_history(last(F.col("events"), length)),
+        c.SEEN,
+        "last_time",
+    )
+
+
+def attach_all(examples: DataFrame, states: DataFrame) -> DataFrame:
+    """Give each example all that `states` knows of its user, whatever the time."""
+    none = F.array().cast("array<bigint>")
+    filled = {
+        c.NUM_EVENTS: F.coalesce(c.NUM_EVENTS, F.lit(0).cast("long")),
+        c.HISTORY: F.coalesce(c.HISTORY, none),
+        c.HISTORY_TIMES: F.coalesce(c.HISTORY_TIMES, none),
+    }
+    joined = examples.join(states.select(c.USER_ID, *filled), c.USER_ID, "left")
+    return joined.withColumns(filled)
+
+
+def attach_others(examples: DataFrame, pool: DataFrame, length: int) -> DataFrame:
+    """Give each example the user's other positive items, where there is no time.
+
+    Items are distinct and in order of item id. L + 1 of them are enough to have L others.
+
+    Args:
+        examples: user_id, item_id and anything else.
+        pool: user_id, item_id, item_index, label.
+        length: L.
+    """
+    items = (
+        pool.filter(F.col(c.LABEL) > 0)
+        .groupBy(c.USER_ID)
+        .agg(F.sort_array(F.collect_set(F.struct(c.ITEM_ID, c.ITEM_INDEX))).alias("items"))
+    )
+    items = items.select(
+        c.USER_ID, F.size("items").alias("number"), last(F.col("items"), length + 1).alias("tail")
+    )
+    positive = (
+        pool.filter(F.col(c.LABEL) > 0)
+        .select(c.USER_ID, c.ITEM_ID, F.lit(1).alias("own"))
+        .distinct()
+    )
+    joined = examples.join(positive, [c.USER_ID, c.ITEM_ID], "left").join(items, c.USER_ID, "left")
+    empty = F.array().cast(items.schema["tail"].dataType)
+    others = F.filter(F.coalesce("tail", empty), lambda item: item[c.ITEM_ID] != F.col(c.ITEM_ID))
+    kept = last(others, length)
+    number = F.coalesce("number", F.lit(0)) - F.coalesce("own", F.lit(0))
+    return joined.select(
+        *examples.columns,
+        number.cast("long").alias(c.NUM_EVENTS),
+        F.transform(kept, lambda item: item[c.ITEM_INDEX]).alias(c.HISTORY),
+        F.transform(kept, lambda item: F.lit(0).cast("long")).alias(c.HISTORY_TIMES),
+    )

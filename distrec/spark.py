@@ -1,0 +1,127 @@
+"""The Spark session of prepare and score: spark-submit's own settings first, then [spark]."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+
+from pyspark import SparkConf, SparkContext
+from pyspark.errors import PySparkException
+from pyspark.sql import SparkSession
+
+from distrec.config import Config, SparkConfig
+from distrec.errors import LaunchError
+
+# set by spark-submit for the Python program that it starts
+_GATEWAY = "PYSPARK_GATEWAY_PORT"
+
+# what our SQL relies on, whoever started Spark: text of a time means UTC, and a cast that fails
+# gives null, which validation then rejects with a reason
+_SQL_SETTINGS = {
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.ansi.enabled": "false",
+    "spark.sql.debug.maxToStringFields": "200",
+}
+
+
+def session(config: Config, application: str) -> SparkSession:
+    """Start Spark, or take the session that is there.
+
+    Under spark-submit, or with an active session, the master and every setting given there stay;
+    [spark] fills in what is not set.
+
+    Args:
+        config: Of the run.
+        application: Name of the job, shown by Spark as "distrec <application> <run>".
+
+    Raises:
+        LaunchError: There is no Java, or Spark does not start.
+    """
+    active = SparkSession.getActiveSession()
+    if active is not None:
+        for key, value in _SQL_SETTINGS.items():
+            active.conf.set(key, value)
+        return active
+    submitted = _GATEWAY in os.environ
+    if not submitted:
+        _require_java()
+    try:
+        started = _builder(config, application, submitted).getOrCreate()
+    # py4j and the operating system raise whatever they like when the JVM does not come up
+    except (PySparkException, OSError, RuntimeError) as error:
+        raise LaunchError(
+            f"Spark must start with spark.master = {config.spark.master!r}. Received: "
+            f"{str(error).strip()[:500]}. Check the master, spark.driver_memory and spark.conf."
+        ) from error
+    started.sparkContext.setLogLevel("WARN")
+    return started
+
+
+def _builder(config: Config, application: str, submitted: bool) -> SparkSession.Builder:
+    given = SparkConf() if submitted or SparkContext._active_spark_context else None
+    master = given.get("spark.master", config.spark.master) if given else config.spark.master
+    assert master is not None
+    builder = SparkSession.builder
+    for key, value in _settings(config.spark, master).items():
+        # a setting on the command line of spark-submit goes before the file's
+        if key in _SQL_SETTINGS or given is None or not given.contains(key):
+            builder = builder.config(key, value)
+    if given is None:
+        builder = builder.master(master)
+    if given is None or not given.contains("spark.app.name") or not submitted:
+        builder = builder.appName(f"distrec {application} {config.name}")
+    if is_local(master):
+        # Python workers must be this Python, whatever the PATH says
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    return builder
+
+
+def _settings(spark: SparkConfig, master: str) -> dict[str, str]:
+    settings = {
+        "spark.driver.memory": spark.driver_memory,
+        "spark.ui.showConsoleProgress": "true",
+        **_SQL_SETTINGS,
+    }
+    partitions = spark.shuffle_partitions
+    if is_local(master):
+        settings |= {
+            "spark.ui.enabled": "false",
+            "spark.driver.bindAddress": "127.0.0.1",
+            "spark.driver.host": "127.0.0.1",
+        }
+        partitions = partitions or 2 * local_cores(master)
+    if partitions:
+        settings["spark.sql.shuffle.partitions"] = str(partitions)
+    return settings | dict(spark.conf)
+
+
+def is_local(master: str) -> bool:
+    """Whether Spark runs inside one process: local, local[4], local[*]."""
+    return re.fullmatch(r"local(\[.*\])?", master) is not None
+
+
+def local_cores(master: str) -> int:
+    """Cores of a local master.
+
+    Example:
+        >>> local_cores("local[3]"), local_cores("local")
+        (3, 1)
+    """
+    match = re.fullmatch(r"local(?:\[(\d+|\*)(?:,\s*\d+)?\])?", master)
+    threads = match.group(1) if match else None
+    if threads == "*":
+        return len(os.sched_getaffinity(0))
+    return int(threads) if threads else 1
+
+
+def _require_java() -> None:
+    home = os.environ.get("JAVA_HOME")
+    found = os.path.join(home, "bin", "java") if home else shutil.which("java")
+    if not found or not os.access(found, os.X_OK):
+        raise LaunchError(
+            "Spark needs Java 17. Received: "
+            + (f"JAVA_HOME = {home!r}, which has no bin/java" if home else "no java on the PATH")
+            + ". Install it (Debian: apt-get install openjdk-17-jre-headless), or set JAVA_HOME."
+        )

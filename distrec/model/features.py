@@ -14,12 +14,6 @@ from distrec.sharding.lookup import Request
 from distrec.sharding.plan import TableSpec
 
 
-def without_padding(bags: Jagged) -> Jagged:
-    """The same bags without padding ids, so that a missing value is an empty bag."""
-    kept = bags.values != PADDING_INDEX
-    return keep_values(bags, kept)
-
-
 def keep_values(bags: Jagged, kept: Tensor) -> Jagged:
     """The values for which `kept` (bool, (nnz,)) holds, in the same bags."""
     kept_before = torch.zeros(len(kept) + 1, dtype=torch.int64, device=kept.device)
@@ -31,7 +25,7 @@ def has_features(ids: Mapping[str, Jagged], dense: Tensor) -> Tensor:
     """1 where any feature has a value, else 0: float32, (B, 1)."""
     known = (dense != 0).any(dim=1)
     for bags in ids.values():
-        known = known | (without_padding(bags).lengths > 0)
+        known = known | (keep_values(bags, bags.values != PADDING_INDEX).lengths > 0)
     return known.to(torch.float32).unsqueeze(1)
 
 
@@ -86,11 +80,9 @@ class FeatureEncoder(nn.Module):
         return f"{self.prefix}.feature.{feature.column}"
 
     def requests(self, ids: Mapping[str, Jagged]) -> dict[str, Request]:
-        """The mean of each example's ids, padding left out."""
+        """The mean of each example's ids; padding counts as no id."""
         return {
-            self._name(feature): Request(
-                feature.column, without_padding(ids[feature.column]), "mean"
-            )
+            self._name(feature): Request(feature.column, ids[feature.column], "mean")
             for feature in self._id_features
         }
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from distrec.sharding.lookup import Request
 from torch import Tensor
 
 from distrec.batch import Batch, ItemBatch, Jagged
 from distrec.config import ModelConfig
 from distrec.dataset import FeatureSpec
 from distrec.model import ModelSpec, UnifiedModel
+from distrec.sharding.lookup import Request, pool
 from tests.synthetic import write_dataset
 
 FEATURES = (
@@ -43,29 +43,24 @@ SMALL = {"embedding_dim": 8, "feature_dim": 4, "autoencoder_hidden": (6,), "deep
 
 
 class InMemoryTables:
-    """Whole tables as leaves of autograd, read by plain indexing."""
+    """Whole tables as leaves of autograd, read by plain indexing; row 0 is padding, so zero."""
 
     def __init__(self, model: UnifiedModel, scale: float = 0.5, seed: int = 3) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self.weights = {
-            spec.name: (
-                torch.randn(spec.num_embeddings, spec.embedding_dim, generator=generator) * scale
-            ).requires_grad_()
-            for spec in model.table_specs()
-        }
+        self.weights: dict[str, Tensor] = {}
+        for spec in model.table_specs():
+            shape = (spec.num_embeddings, spec.embedding_dim)
+            weight = torch.randn(shape, generator=generator) * scale
+            weight[0] = 0.0
+            self.weights[spec.name] = weight.requires_grad_()
 
     def __call__(self, requests: Mapping[str, Request]) -> dict[str, Tensor]:
-        rows = {}
-        for name, request in requests.items():
-            picked = self.weights[request.table][request.ids.values]
-            if request.pooling != "none":
-                shape = (request.ids.batch_size, picked.shape[1])
-                bags = request.ids.bag_of_value
-                picked = torch.zeros(shape).index_add(0, bags, picked)
-            if request.pooling == "mean":
-                picked = picked / request.ids.lengths.clamp(min=1).unsqueeze(1)
-            rows[name] = picked
-        return rows
+        return {
+            name: pool(
+                self.weights[request.table][request.ids.values], request.ids, request.pooling
+            )
+            for name, request in requests.items()
+        }
 
 
 def make_model(spec: ModelSpec = SPEC, **settings: object) -> UnifiedModel:
@@ -233,7 +228,7 @@ def test_a_cold_item_differs_by_its_features_only() -> None:
     assert first[24] == second[24]
 
 
-def test_a_missing_feature_is_zero_and_not_the_padding_row() -> None:
+def test_a_missing_feature_is_zero_and_known_to_the_gate() -> None:
     model = make_model(towers=("deep",))
     zeros, none = torch.zeros(4, dtype=torch.int64), Jagged.from_lists([[], [], [], []])
     padded = replace(BATCH, ids={**BATCH.ids, "context_hour": Jagged.singles(zeros)})
@@ -242,6 +237,11 @@ def test_a_missing_feature_is_zero_and_not_the_padding_row() -> None:
     users, _ = encode(model, tables, padded, make_catalogue())
     torch.testing.assert_close(users, encode(model, tables, empty, make_catalogue())[0])
     assert (users - encode(model, tables, BATCH, make_catalogue())[0]).abs().max() > 1e-4
+    bare = replace(
+        padded, ids={name: Jagged.singles(zeros) for name in BATCH.ids}, dense=torch.zeros(4, 1)
+    )
+    assert model._user_signals(padded, None)[:, 3].tolist() == [1, 1, 1, 1]
+    assert model._user_signals(bare, None)[:, 3].tolist() == [0, 0, 0, 0]
 
 
 def test_input_dropout_asks_for_fewer_rows_and_keeps_the_mean() -> None:

@@ -1,0 +1,151 @@
+"""What an executor does: users in, their best items out, as Arrow batches, without a row loop.
+
+Each Python worker opens the model and maps the tables and the item matrix once; workers of one host
+share the pages. The checkpoint and the export therefore lie where every executor can read them
+under the same path.
+"""
+
+from __future__ import annotations
+
+import functools
+import socket
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from distrec import columns as c
+from distrec.dataset import MANIFEST
+from distrec.errors import DataError
+from distrec.reader import decode_queries
+from distrec.scoring.export import ITEM_MATRIX, map_tensor, open_item_ids, open_item_matrix
+from distrec.scoring.model import ScoringModel, open_model
+from distrec.scoring.top_k import blocked_top_k
+
+BIAS = "bias"
+SCHEMA = pa.schema(
+    [
+        (c.USER_ID, pa.string()),
+        (c.RANK, pa.int32()),
+        (c.ITEM_ID, pa.string()),
+        (c.SCORE, pa.float32()),
+        (c.REASONS, pa.map_(pa.string(), pa.float32())),
+        (c.MODEL_VERSION, pa.string()),
+    ]
+)
+# numbers held at once while scores are explained: 16 MiB
+_NUMBERS_PER_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class ScoreTask:
+    """All that an executor needs to know; small, for it travels with every task.
+
+    Args:
+        checkpoint: Directory of the checkpoint.
+        export: Directory of the encoded catalogue.
+        blocked: .npy file of bool, (M,): items that nobody gets; "" for none.
+        model_version: Written beside every row.
+        k: Items a user.
+        exclude_seen: Leave out what the user has already had.
+        user_block: Users in one matrix product.
+        item_block: Items in one matrix product.
+    """
+
+    checkpoint: str
+    export: str
+    blocked: str
+    model_version: str
+    k: int
+    exclude_seen: bool
+    user_block: int
+    item_block: int
+
+
+@dataclass(frozen=True)
+class _Opened:
+    model: ScoringModel
+    items: Tensor
+    item_ids: pa.LargeStringArray
+    blocked: Tensor | None
+
+
+def score_batches(task: ScoreTask, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The best items of every user, for DataFrame.mapInArrow.
+
+    Args:
+        task: What to do.
+        batches: user_id, and the columns of users/ as `reader.decode_queries` reads them.
+
+    Returns:
+        Batches of SCHEMA: rows of one user stand together, by ascending rank.
+
+    Raises:
+        DataError: This host does not see the files, or a score is NaN.
+    """
+    # Spark runs a worker on every core: more threads would only get in each other's way
+    torch.set_num_threads(1)
+    opened = _open(task)
+    for batch in batches:
+        for start in range(0, batch.num_rows, task.user_block):
+            yield _score(task, opened, batch.slice(start, task.user_block))
+
+
+@functools.lru_cache(maxsize=1)
+def _open(task: ScoreTask) -> _Opened:
+    needed = [Path(task.checkpoint) / MANIFEST, Path(task.export) / ITEM_MATRIX]
+    for path in (*needed, *([Path(task.blocked)] if task.blocked else [])):
+        if not path.is_file():
+            raise DataError(
+                "every executor reads the checkpoint and the encoded catalogue under the path "
+                f"that the driver has. Received: no {path} on host {socket.gethostname()}. Put "
+                "output on a file system that all hosts share, and give it as an absolute path."
+            )
+    export = Path(task.export)
+    return _Opened(
+        model=open_model(Path(task.checkpoint)),
+        items=open_item_matrix(export),
+        item_ids=open_item_ids(export),
+        blocked=map_tensor(Path(task.blocked)) if task.blocked else None,
+    )
+
+
+def _score(task: ScoreTask, opened: _Opened, batch: pa.RecordBatch) -> pa.RecordBatch:
+    queries = decode_queries(batch, opened.model.manifest.model_spec.features)
+    users = opened.model.encode_users(queries.batch)
+    seen = queries.seen if task.exclude_seen else None
+    best = blocked_top_k(users, opened.items, task.k, task.item_block, seen, opened.blocked)
+    # row-major: the users in their order, each one's items by rank; a short list ends early
+    rows, places = (best.columns >= 0).nonzero(as_tuple=True)
+    columns = best.columns[rows, places]
+    count = len(rows)
+    version = pa.repeat(pa.scalar(task.model_version, pa.string()), count)
+    return pa.RecordBatch.from_arrays(
+        [
+            batch.column(c.USER_ID).take(pa.array(rows.numpy())),
+            pa.array((places + 1).numpy().astype(np.int32)),
+            opened.item_ids.take(pa.array(columns.numpy())).cast(pa.string()),
+            pa.array(best.scores[rows, places].numpy()),
+            _reasons(opened, users, rows, columns),
+            version,
+        ],
+        schema=SCHEMA,
+    )
+
+
+def _reasons(opened: _Opened, users: Tensor, rows: Tensor, columns: Tensor) -> pa.MapArray:
+    """Each tower's share of the score and the item's bias, by name: they add up to the score."""
+    model = opened.model.model
+    names = pa.array([*model.tower_names, BIAS])
+    chunk = max(1, _NUMBERS_PER_CHUNK // model.vector_width)
+    shares = torch.empty(len(rows), len(names))
+    for start in range(0, len(rows), chunk):
+        part = slice(start, start + chunk)
+        shares[part] = model.tower_scores(users[rows[part]], opened.items[columns[part]])
+    offsets = np.arange(len(rows) + 1, dtype=np.int32) * len(names)
+    keys = names.take(pa.array(np.tile(np.arange(len(names)), len(rows))))
+    return pa.MapArray.from_arrays(pa.array(offsets), keys, pa.array(shares.flatten().numpy()))

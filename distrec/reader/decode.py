@@ -137,8 +137,8 @@ def _column(table: pa.Table, name: str, kind: str, origin: str) -> pa.Array:
         )
     if column.null_count:
         raise _null_error(column.null_count, name, origin)
-    array = column.combine_chunks()
-    return array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
+    # combining copies, even a single chunk
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _null_error(count: int, name: str, origin: str) -> DataError:

@@ -28,6 +28,9 @@ from distrec.world import World
 from tests.synthetic import write_dataset
 
 WORLD = World()
+WORDS = FeatureSpec(
+    name="words", side="context", kind="text", column="context_words", num_embeddings=9
+)
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +105,9 @@ def test_batches_hold_what_pyarrow_reads(dataset: tuple[Path, DatasetManifest]) 
 def write_train(
     directory: Path, manifest: DatasetManifest, row_groups: list[list[int]]
 ) -> DatasetManifest:
-    """Replace train by files with these row groups; row r has time r and r % 4 history items."""
+    """Replace train by files with these row groups; row r has time r, r % 4 items, r % 3 words."""
     schema = pq.read_schema(directory / manifest.splits[c.TRAIN].files[0].path)
+    schema = schema.append(pa.field(WORDS.column, pa.list_(pa.int64())))
     entries, row = [], 0
     for number, groups in enumerate(row_groups):
         path = directory / "train" / f"{number}.parquet"
@@ -111,7 +115,9 @@ def write_train(
             for size in groups:
                 rows = [
                     {
-                        field.name: [100 * r + k for k in range(r % 4)]
+                        field.name: [
+                            100 * r + k for k in range(r % (3 if field.name == WORDS.column else 4))
+                        ]
                         if pa.types.is_list(field.type)
                         else r
                         for field in schema
@@ -129,7 +135,14 @@ def write_train(
             )
         )
     splits = {**manifest.splits, c.TRAIN: Split(num_rows=row, files=tuple(entries))}
-    return manifest.model_copy(update={"splits": splits})
+    train_schema = {**manifest.schemas[c.TRAIN], WORDS.column: "list<int64>"}
+    return manifest.model_copy(
+        update={
+            "splits": splits,
+            "schemas": {**manifest.schemas, c.TRAIN: train_schema},
+            "features": (*manifest.features, WORDS),
+        }
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -175,6 +188,9 @@ def test_every_row_once_and_global_batches_equal_on_any_number_of_ranks(
             for batch in (batch for batches in ranks for batch in batches):
                 expected = [[100 * r + k for k in range(r % 4)] for r in batch.time.tolist()]
                 assert lists(batch.history) == lists(batch.history_times) == expected
+                assert lists(batch.ids[WORDS.column]) == [
+                    [100 * r + k for k in range(r % 3)] for r in batch.time.tolist()
+                ]
                 assert batch.dense[:, 0].tolist() == batch.time.tolist()
         one = global_batches[1]
         assert sorted(row for step in one for row in step) == list(range(num_rows))
@@ -196,7 +212,7 @@ def test_a_batch_without_rows_has_shapes_and_types(dataset: tuple[Path, DatasetM
             (next(iter(reader.batches(0))) for reader in readers), key=lambda b: -b.batch_size
         )
     assert (full.batch_size, empty.batch_size) == (1, 0)
-    assert full.ids.keys() == empty.ids.keys() == {"user_group", "context_hour"}
+    assert full.ids.keys() == empty.ids.keys() == {"user_group", "context_hour", WORDS.column}
     for name in ("user_index", "item_index", "time", "labels", "weights", "num_events", "dense"):
         one, none = getattr(full, name), getattr(empty, name)
         assert (none.dtype, none.shape) == (one.dtype, (0, *one.shape[1:])), name
@@ -236,6 +252,7 @@ def test_what_fits_the_cache_is_read_once(copied: tuple[Path, DatasetManifest]) 
         list(dropped.batches(1))
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 def test_petastorm_warns_of_nothing(dataset: tuple[Path, DatasetManifest]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -471,6 +488,7 @@ def items_without(
         (lambda t: pa.concat_tables([t[:5], t[6:]]), r"43 items, at row 5 \[8\] where 7 is exp"),
         (lambda t: pa.concat_tables([t[:5], t[4:]]), r"45 items, at row 5 \[6\] where 7 is exp"),
         (lambda t: t[:-1], r"43 items, at row 43 the end where 45 is expected"),
+        (lambda t: pa.concat_tables([t[1:2], t[:1], t[2:]]), r"44 items, at row 0 \[3\] where 2"),
         (
             lambda t: with_column(
                 t, "item_image", pa.array([[1.0, 2.0]] + [[0.0] * 3] * (len(t) - 1),
@@ -479,7 +497,7 @@ def items_without(
             r"vectors of column 'item_image' have 3 numbers. Received: one with 2",
         ),
     ],
-    ids=["gap", "twice", "end", "vector"],
+    ids=["gap", "twice", "end", "order", "vector"],
 )  # fmt: skip
 def test_an_incomplete_catalogue_is_refused(
     copied: tuple[Path, DatasetManifest], edit: Callable[[pa.Table], pa.Table], message: str

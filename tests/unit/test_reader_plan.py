@@ -97,12 +97,21 @@ def test_order_depends_on_seed_and_epoch_and_on_nothing_else() -> None:
     assert first == whole(plan.Order(3, 0, True))
     assert first != whole(plan.Order(3, 1, True))
     assert first != whole(plan.Order(4, 0, True))
-    # files, blocks within a lane and rows within a block: each is moved
-    assert [file for file, _ in first] != sorted(file for file, _ in first)
-    assert first[:50] != sorted(first[:50])
     assert whole(plan.Order(3, 1, False)) == [
         (file, row) for file in range(6) for row in range(100)
     ]
+
+
+def test_files_blocks_and_rows_are_each_shuffled() -> None:
+    order = plan.Order(3, 0, True)
+    ranges = plan.lane_ranges([100] * 8, 1, order)[0]
+    assert [part.file for part in ranges] != list(range(8))
+    one_file = plan.lane_ranges([800], 1, order)[0]
+    blocks = plan.lane_blocks(one_file, [[100] * 8], order)
+    assert [block.row_group for block in blocks] != list(range(8))
+    first, second = (plan.block_rows(block, order).tolist() for block in blocks[:2])
+    assert first != list(range(100))
+    assert first != second
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,15 @@
 """State on disk: sharded checkpoints that appear whole or not at all and load on any ranks."""
 
-from distrec.checkpoint.dense import load_dense
-from distrec.checkpoint.find import committed, find, mark_best, prune, read_best, verify
+from distrec.checkpoint.dense import load_dense, load_model
+from distrec.checkpoint.find import (
+    checkpoint_name,
+    committed,
+    find,
+    mark_best,
+    prune,
+    read_best,
+    verify,
+)
 from distrec.checkpoint.manifest import CheckpointManifest, read_checkpoint_manifest
 from distrec.checkpoint.save import Identity, Parts, Position, save
 from distrec.checkpoint.tables import MappedTables, load_tables, read_rows
@@ -12,9 +20,11 @@ __all__ = [
     "MappedTables",
     "Parts",
     "Position",
+    "checkpoint_name",
     "committed",
     "find",
     "load_dense",
+    "load_model",
     "load_tables",
     "mark_best",
     "prune",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from distrec.checkpoint.files import open_tensors
 from distrec.checkpoint.manifest import CheckpointManifest, read_checkpoint_manifest
+from distrec.config import ModelConfig
 from distrec.errors import CheckpointError
+from distrec.model.unified import UnifiedModel
 
 _PARAMETER, _BUFFER, _OPTIMIZER = "parameter/", "buffer/", "optimizer/"
 
@@ -79,6 +83,26 @@ def load_dense(
     if optimizer is not None:
         _load_optimizer(file, model, optimizer, tensors)
     return manifest
+
+
+def load_model(path: str | Path) -> UnifiedModel:
+    """The model of a checkpoint, ready to encode: built from its manifest, in evaluation mode.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged.
+    """
+    manifest = read_checkpoint_manifest(path)
+    try:
+        text = json.dumps(manifest.config.get("model"))
+        config = ModelConfig.model_validate_json(text)
+    except ValidationError as error:
+        raise CheckpointError(
+            f"a checkpoint's manifest has a section [model]. Received: {path}: {error}. Use "
+            "another checkpoint."
+        ) from error
+    model = UnifiedModel(manifest.model_spec, config)
+    load_dense(path, model)
+    return model.eval()
 
 
 def _is_model(name: str) -> bool:

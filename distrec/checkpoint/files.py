@@ -6,7 +6,6 @@ header against the file; what the tensors are is checked here, before one is tou
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from distrec.checkpoint.manifest import FileEntry
 from distrec.errors import CheckpointError
+from distrec.files import sha256
 
 # safetensors' names of the types that checkpoints hold
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "I64": torch.int64}
@@ -49,12 +49,6 @@ def replace_text(path: Path, text: str) -> None:
     finally:
         partial.unlink(missing_ok=True)
     fsync(path.parent)
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileEntry:

@@ -20,7 +20,7 @@ from distrec.checkpoint.manifest import (
 from distrec.columns import PADDING_INDEX
 from distrec.config import ShardingConfig
 from distrec.errors import CheckpointError, DataError
-from distrec.sharding.lookup import Request, pool
+from distrec.sharding.lookup import Request, gather_and_pool
 from distrec.sharding.plan import TablePlan, state_width
 from distrec.world import World
 
@@ -153,23 +153,21 @@ class MappedTables:
         Raises:
             DataError: An id lies outside the table.
         """
-        return {
-            key: pool(self.rows(request.table, request.ids.values), request.ids, request.pooling)
-            for key, request in requests.items()
-        }
+        found = {}
+        for key, request in requests.items():
+            rows, index = self._distinct_rows(request.table, request.ids.values)
+            found[key] = gather_and_pool(rows, index, request.ids, request.pooling)
+        return found
 
     def rows(self, table: str, ids: Tensor) -> Tensor:
-        """The row of each id, zeros for padding.
+        """The row of each id, zeros for padding: ids int64 (n,) to float32 (n, D)."""
+        rows, index = self._distinct_rows(table, ids)
+        return rows.index_select(0, index)
 
-        Args:
-            table: Name of the table.
-            ids: int64, (n,).
-
-        Returns:
-            float32, (n, D).
-        """
+    def _distinct_rows(self, table: str, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Distinct rows, float32 (U, D), and which of them each id is, int64 (n,)."""
         entry = self._entry(table)
-        distinct, inverse = torch.unique(ids.cpu(), return_inverse=True)
+        distinct, index = torch.unique(ids.cpu(), return_inverse=True)
         if len(distinct) and not 0 <= int(distinct[0]) <= int(distinct[-1]) < entry.num_embeddings:
             raise DataError(
                 f"an id of table {table!r} lies in [0, {entry.num_embeddings}). Received: "
@@ -177,13 +175,13 @@ class MappedTables:
                 "not of the same vocabulary: run prepare and train again."
             )
         shards = self._open(table)
-        found = torch.empty(len(distinct), entry.embedding_dim)
-        for index, shard in enumerate(shards):
-            own = (distinct % len(shards) == index).nonzero().squeeze(1)
+        rows = torch.empty(len(distinct), entry.embedding_dim)
+        for number, shard in enumerate(shards):
+            own = (distinct % len(shards) == number).nonzero().squeeze(1)
             if len(own):
-                found[own] = shard[distinct[own] // len(shards)].to(torch.float32)
-        found[distinct == PADDING_INDEX] = 0.0
-        return found[inverse]
+                rows[own] = shard[distinct[own] // len(shards)].to(torch.float32)
+        rows[distinct == PADDING_INDEX] = 0.0
+        return rows, index
 
     def read_rows(self, table: str, start: int, stop: int) -> Tensor:
         """Rows [start, stop) of a table, for export: float32, (stop - start, D)."""

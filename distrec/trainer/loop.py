@@ -1,0 +1,297 @@
+"""The training loop, from the dataset to committed checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from distrec import checkpoint
+from distrec.batch import Batch
+from distrec.checkpoint.together import together
+from distrec.config import Config
+from distrec.errors import DataError
+from distrec.sharding.collectives import Collectives
+from distrec.trainer import setup
+from distrec.trainer.early_stopping import EarlyStopping
+from distrec.trainer.progress import Progress
+from distrec.trainer.setup import Run
+from distrec.trainer.step import check_state, train_step
+
+Beat = Callable[[str], None]
+
+logger = logging.getLogger("distrec.train")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training came to.
+
+    Args:
+        checkpoint: Directory of the best checkpoint; the newest one without validation data.
+        metric: Name of the validation metric.
+        value: Of the best checkpoint; None without validation data.
+        steps: Optimizer updates of the run, those before a resume included.
+        epochs: Passes over train that were finished.
+        examples_per_second: Of this process' part of the run, over all ranks.
+        seconds: Likewise.
+        stopped_early: Whether patience ended the run.
+        num_ranks: World size.
+    """
+
+    checkpoint: Path
+    metric: str
+    value: float | None
+    steps: int
+    epochs: int
+    examples_per_second: float
+    seconds: float
+    stopped_early: bool
+    num_ranks: int
+
+    def summary(self) -> dict[str, Any]:
+        """The same, as JSON can hold it."""
+        values = asdict(self)
+        return {
+            name: str(value) if isinstance(value, Path)
+            else round(value, 6) if isinstance(value, float) else value
+            for name, value in values.items()
+        }  # fmt: skip
+
+
+def train(config: Config, collectives: Collectives, beat: Beat = lambda phase: None) -> TrainResult:
+    """Train until the last step or until patience ends; go on from a checkpoint of the same run.
+
+    Collective: every rank of the job calls it.
+
+    Args:
+        config: Of the run, the same on every rank.
+        collectives: Of the job.
+        beat: Told what comes next, each time something was done; for a watchdog.
+
+    Raises:
+        DistrecError: On every rank, unless a rank's data is damaged in mid-epoch: then that rank
+            raises and the others fail in the next collective.
+    """
+    world = collectives.world
+    beat("reading the dataset")
+    inputs = together(
+        "train.inputs", lambda: setup.read_inputs(config, world.world_size), collectives
+    )
+    setup.check_agreement(inputs, collectives)
+    beat("looking for a checkpoint")
+    start = setup.find_start(inputs, collectives)
+    saved = None if start is None else checkpoint.read_checkpoint_manifest(start)
+    beat("building the model")
+    run = together(
+        "train.build",
+        lambda: setup.build(inputs, collectives, None if saved is None else saved.lanes),
+        collectives,
+    )
+    collectives.broadcast_parameters(run.model.state_dict())
+    if start is not None:
+        beat(f"loading {start.name}")
+        together("train.load", lambda: setup.load(run, start), collectives)
+    if world.is_first:
+        setup.write_plan(inputs, world.world_size)
+    return _Loop(run, saved, beat).run_to_end()
+
+
+class _Loop:
+    """The position in the run, and what happens between steps.
+
+    Args:
+        run: What trains.
+        saved: Manifest of the checkpoint that the run goes on from.
+        beat: Told what comes next.
+    """
+
+    def __init__(self, run: Run, saved: checkpoint.CheckpointManifest | None, beat: Beat) -> None:
+        self.run = run
+        self.beat = beat
+        self.train_config = run.config.train
+        self.directory = run.config.checkpoint_directory
+        self.is_first = run.collectives.world.is_first
+        self.global_step = 0 if saved is None else saved.global_step
+        self.saved_step = self.global_step if saved is not None else -1
+        metric = run.validator.metric
+        self.stopping = EarlyStopping(
+            self.train_config.early_stopping_patience, metric.higher_is_better
+        )
+        if saved is not None:
+            self.stopping.load_state(saved.early_stopping)
+            self._repair_best()
+            logger.info("going on from step %d of %d", self.global_step, run.total_steps)
+        if not run.validator.has_data:
+            logger.warning(
+                "the valid split has nothing to measure %s on: every step is done, and the newest "
+                "checkpoint counts as the best",
+                metric,
+            )
+        self.progress = Progress(
+            run.config.logs_directory,
+            self.is_first,
+            run.total_steps,
+            self.train_config.max_epochs,
+            self.train_config.log_every_steps,
+            self.global_step,
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Of every rank."""
+        return self.run.reader.steps_per_epoch
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no step is left to do."""
+        return self.global_step >= self.run.total_steps or self.stopping.should_stop
+
+    def run_to_end(self) -> TrainResult:
+        """All that is left to do."""
+        try:
+            while not self.is_done:
+                self._run_epoch()
+            if self.saved_step != self.global_step:
+                self._save({}, is_best=not self.run.validator.has_data)
+        finally:
+            self.progress.close()
+        return self._result()
+
+    def _run_epoch(self) -> None:
+        """From the present step to the end of its epoch, or of the run."""
+        epoch, first = divmod(self.global_step, self.steps_per_epoch)
+        batches = self.run.reader.batches(epoch, first)
+        rows = 0
+        try:
+            for step_in_epoch in range(first, self.steps_per_epoch):
+                place = (
+                    f"step {self.global_step + 1} (epoch {epoch + 1}, batch {step_in_epoch + 1} of "
+                    f"{self.steps_per_epoch})"
+                )
+                rows += self._step(batches, epoch, place)
+                self._after_step(place, is_epoch_end=step_in_epoch + 1 == self.steps_per_epoch)
+                if self.is_done:
+                    break
+            else:
+                # the reader counts this rank's rows once it is asked for more
+                next(batches, None)
+                self._check_rows(epoch, first, rows)
+        finally:
+            if isinstance(batches, Iterator) and hasattr(batches, "close"):
+                batches.close()
+
+    def _step(self, batches: Iterator[Batch], epoch: int, place: str) -> int:
+        self.beat(f"{place}: waiting for its batch")
+        started = time.monotonic()
+        batch = next(batches)
+        waited = time.monotonic() - started
+        self.beat(place)
+        result = train_step(self.run, batch, self.global_step, place)
+        self.global_step += 1
+        self.progress.step_done(self.global_step, epoch, result, waited)
+        return result.num_rows
+
+    def _check_rows(self, epoch: int, first: int, rows: int) -> None:
+        """Every row of the dataset was read once, over all ranks."""
+        expected = self.run.reader.rows_planned(first)
+        if rows != expected:
+            raise DataError(
+                f"an epoch reads every row of train once. Received: {rows} rows over all ranks in "
+                f"epoch {epoch + 1}, expected {expected}. Run prepare again."
+            )
+
+    def _after_step(self, place: str, is_epoch_end: bool) -> None:
+        """Validate and save where it is due."""
+        step, config = self.global_step, self.train_config
+        is_last = step == self.run.total_steps
+        every = config.evaluate_every_steps
+        due = is_last or (step % every == 0 if every else is_epoch_end)
+        metrics: dict[str, float] = {}
+        is_best = False
+        if due and self.run.validator.has_data:
+            check_state(self.run, place)
+            metrics, is_best = self._validate(place)
+        elif due:
+            is_best = True
+        often = config.checkpoint_every_steps
+        if is_best or self.is_done or (step % often == 0 if often else due):
+            self._save(metrics, is_best)
+            self.progress.restart_clock()
+
+    def _validate(self, place: str) -> tuple[dict[str, float], bool]:
+        phase = f"validation after {place}"
+        self.beat(phase)
+        metrics = self.run.validator.measure(
+            self.run.model, self.run.tables, lambda: self.beat(phase)
+        )
+        name = str(self.run.validator.metric)
+        if name not in metrics:
+            raise DataError(
+                f"train.metric can be measured on valid. Received: {name} is not defined there: "
+                "its examples are of one label only, or have no targets in the catalogue. Use "
+                "another metric, or a larger valid split."
+            )
+        is_best = self.stopping.update(self.global_step, metrics[name])
+        self.progress.validated(self.global_step, metrics, name, is_best)
+        return metrics, is_best
+
+    def _save(self, metrics: dict[str, float], is_best: bool) -> None:
+        self.beat(f"saving step {self.global_step}")
+        check_state(self.run, f"step {self.global_step}")
+        epoch, step_in_epoch = divmod(self.global_step, self.steps_per_epoch)
+        position = checkpoint.Position(
+            global_step=self.global_step,
+            epoch=epoch,
+            step_in_epoch=step_in_epoch,
+            lanes=self.run.reader.lanes,
+            metrics=metrics,
+            early_stopping=self.stopping.state(),
+        )
+        path = checkpoint.save(
+            self.directory, self.run.inputs.identity, position, self.run.parts,
+            self.run.collectives,
+        )  # fmt: skip
+        self.saved_step = self.global_step
+        together("checkpoint.after", lambda: self._after_save(path, is_best), self.run.collectives)
+        self.beat(f"step {self.global_step} is saved")
+
+    def _after_save(self, path: Path, is_best: bool) -> None:
+        if not self.is_first:
+            return
+        if is_best:
+            value = self.stopping.best_value
+            checkpoint.mark_best(path, str(self.run.validator.metric), value)
+        checkpoint.prune(self.directory, self.train_config.keep_checkpoints)
+        logger.info("saved %s%s", path.name, " (best)" if is_best else "")
+
+    def _repair_best(self) -> None:
+        """Point best.json where the resumed state says: a crash may have come between the two."""
+        if not self.is_first or self.stopping.best_value is None:
+            return
+        path = self.directory / checkpoint.checkpoint_name(self.stopping.best_step)
+        record = checkpoint.read_best(self.directory)
+        if path.is_dir() and (record is None or record["checkpoint"] != path.name):
+            metric = str(self.run.validator.metric)
+            checkpoint.mark_best(path, metric, self.stopping.best_value)
+
+    def _result(self) -> TrainResult:
+        # best.json is written by rank 0 before an exchange that all ranks have passed
+        record = checkpoint.read_best(self.directory)
+        name = (
+            checkpoint.checkpoint_name(self.global_step) if record is None else record["checkpoint"]
+        )
+        return TrainResult(
+            checkpoint=self.directory / str(name),
+            metric=str(self.run.validator.metric),
+            value=self.stopping.best_value,
+            steps=self.global_step,
+            epochs=self.global_step // self.steps_per_epoch,
+            examples_per_second=self.progress.examples_per_second,
+            seconds=self.progress.seconds,
+            stopped_early=self.stopping.should_stop,
+            num_ranks=self.run.collectives.world.world_size,
+        )

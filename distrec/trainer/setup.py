@@ -1,0 +1,310 @@
+"""Everything a run is made of, read and built before the first step, on every rank alike."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distrec import checkpoint, columns
+from distrec.batch import ItemBatch
+from distrec.checkpoint.together import together
+from distrec.config import Config, section_hash
+from distrec.dataset import DatasetManifest, read_manifest
+from distrec.errors import ConfigError, DataError, TrainingError
+from distrec.model import ModelSpec, Objective, UnifiedModel, resolve_loss_kind
+from distrec.reader import ExampleReader, read_items
+from distrec.sharding.collectives import Collectives
+from distrec.sharding.plan import TablePlan, plan_tables
+from distrec.sharding.tables import EmbeddingTables
+from distrec.trainer.validation import Validator, check_metric
+
+PLAN_LOG = "plan.json"
+TRAINED_SECTIONS = ("model", "loss", "train", "sharding", "reader")
+# keys that change how a run is done or shown, not what it computes: a resumed run may change them
+FREE_KEYS = {
+    "train": ("resume", "log_every_steps", "keep_checkpoints", "checkpoint_every_steps"),
+    "reader": ("prefetch_batches", "cache_mib", "verify", "lanes"),
+    "sharding": ("placement", "replicate_below_mib", "tables", "cpu_offload"),
+}
+
+logger = logging.getLogger("distrec.train")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is read before anything is built.
+
+    Args:
+        config: Of the run.
+        manifest: Of the dataset.
+        items: The whole catalogue.
+        spec: Sizes of the model.
+        plans: Where the tables lie.
+        identity: What all checkpoints of this run share.
+    """
+
+    config: Config
+    manifest: DatasetManifest
+    items: ItemBatch
+    spec: ModelSpec
+    plans: tuple[TablePlan, ...]
+    identity: checkpoint.Identity
+
+
+@dataclass(frozen=True)
+class Run:
+    """What trains.
+
+    Args:
+        inputs: What was read.
+        collectives: Of the job.
+        model: The dense part, on the device.
+        tables: The embedding tables.
+        optimizer: Of the dense part, summing gradients over ranks.
+        objective: The loss.
+        reader: Of the train split.
+        validator: Measures on the valid split.
+        total_steps: Of the whole run.
+    """
+
+    inputs: Inputs
+    collectives: Collectives
+    model: UnifiedModel
+    tables: EmbeddingTables
+    optimizer: torch.optim.Optimizer
+    objective: Objective
+    reader: ExampleReader
+    validator: Validator
+    total_steps: int
+
+    @property
+    def config(self) -> Config:
+        """Of the run."""
+        return self.inputs.config
+
+    @property
+    def parts(self) -> checkpoint.Parts:
+        """What a checkpoint holds."""
+        return checkpoint.Parts(
+            self.model, self.optimizer, self.tables, self.inputs.plans, self.config.sharding
+        )
+
+
+def read_inputs(config: Config, world_size: int) -> Inputs:
+    """Read the dataset's manifest and catalogue, and refuse what cannot work.
+
+    Raises:
+        ConfigError: The metric, the loss or a table cannot be had with this dataset.
+        DataError: The dataset is not whole, or has nothing to learn from.
+    """
+    manifest = read_manifest(config.dataset_directory)
+    rows = manifest.splits[columns.TRAIN].num_rows if columns.TRAIN in manifest.splits else 0
+    if rows == 0:
+        raise DataError(
+            f"training needs rows in train. Received: none ({config.dataset_directory}). Loosen "
+            "the filters of [prepare]."
+        )
+    check_metric(config.train.metric, manifest)
+    spec = ModelSpec.from_manifest(manifest)
+    resolve_loss_kind(spec, config.loss)
+    # on the meta device: the tables' sizes without the memory of the dense part
+    with torch.device("meta"):
+        specs = UnifiedModel(spec, config.model).table_specs()
+    return Inputs(
+        config=config,
+        manifest=manifest,
+        items=read_items(config.dataset_directory, manifest, config.reader.verify),
+        spec=spec,
+        plans=plan_tables(specs, config.sharding, world_size),
+        identity=_identity(config, manifest, spec),
+    )
+
+
+def _identity(config: Config, manifest: DatasetManifest, spec: ModelSpec) -> checkpoint.Identity:
+    dumped = config.model_dump(mode="json")
+    return checkpoint.Identity(
+        seed=config.seed,
+        config={name: dumped[name] for name in TRAINED_SECTIONS},
+        config_hash=resume_hash(config),
+        dataset_hash=manifest.content_hash,
+        vocabularies={name: entry.sha256 for name, entry in manifest.vocabularies.items()},
+        model_spec=spec,
+    )
+
+
+def resume_hash(config: Config) -> str:
+    """SHA-256 of what must be equal for a run to go on from a checkpoint."""
+    dumped = config.model_dump(mode="json")
+    chosen: dict[str, Any] = {"seed": config.seed}
+    for name in TRAINED_SECTIONS:
+        free = FREE_KEYS.get(name, ())
+        chosen[name] = {key: value for key, value in dumped[name].items() if key not in free}
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
+
+
+def check_agreement(inputs: Inputs, collectives: Collectives) -> None:
+    """Refuse to start when the ranks read different configurations or datasets.
+
+    Collective; the first thing that ranks exchange after reading.
+
+    Raises:
+        TrainingError: On every rank, with what differs and where.
+    """
+    config = inputs.config
+    own = {f"[{name}]": section_hash(config, name) for name in type(config).model_fields}
+    own["the dataset"] = inputs.identity.dataset_hash
+    every = collectives.gather_objects(own, "train.agreement")
+    for name in own:
+        values = [answer.get(name) for answer in every]
+        differing = [rank for rank, value in enumerate(values) if value != values[0]]
+        if differing:
+            raise TrainingError(
+                "all ranks train with the same configuration on the same dataset. Received: "
+                f"{name} of ranks {differing} differs from rank 0's. Start every rank with the "
+                "same files and the same --set."
+            )
+
+
+def build(inputs: Inputs, collectives: Collectives, lanes: int | None) -> Run:
+    """Make tables, model, optimizer, loss and reader; equal on all ranks, by the seed.
+
+    Args:
+        inputs: What was read.
+        collectives: Of the job.
+        lanes: Of the checkpoint that the run goes on from, if any.
+    """
+    config, manifest, device = inputs.config, inputs.manifest, collectives.device
+    tables = EmbeddingTables(inputs.plans, collectives, config.sharding, config.seed, device)
+    torch.manual_seed(config.seed)
+    model = UnifiedModel(inputs.spec, config.model).to(device)
+    optimizer = collectives.distributed_optimizer(
+        dense_optimizer(model, config), model.named_parameters()
+    )
+    reader = ExampleReader(
+        config.dataset_directory, manifest, columns.TRAIN, collectives.world, config.reader,
+        config.train.global_batch_size, config.seed, lanes,
+    )  # fmt: skip
+    total_steps = config.train.max_epochs * reader.steps_per_epoch
+    if config.train.max_steps is not None:
+        total_steps = min(total_steps, config.train.max_steps)
+    return Run(
+        inputs=inputs,
+        collectives=collectives,
+        model=model,
+        tables=tables,
+        optimizer=optimizer,
+        objective=Objective(model, inputs.items, config.loss, config.seed),
+        reader=reader,
+        validator=Validator(config, manifest, inputs.items, collectives),
+        total_steps=total_steps,
+    )
+
+
+def dense_optimizer(model: torch.nn.Module, config: Config) -> torch.optim.Optimizer:
+    """The optimizer of the dense part; its learning rate is set at every step."""
+    train = config.train
+    kinds: dict[str, type[torch.optim.Optimizer]] = {
+        "adamw": torch.optim.AdamW,
+        "adam": torch.optim.Adam,
+        "sgd": torch.optim.SGD,
+    }
+    settings = {"lr": train.learning_rate, "weight_decay": train.weight_decay}
+    return kinds[train.optimizer](model.parameters(), **settings)  # type: ignore[arg-type]
+
+
+def find_start(inputs: Inputs, collectives: Collectives) -> Path | None:
+    """The checkpoint to go on from, or None to begin; decided by rank 0 for all.
+
+    Checkpoints of another configuration or dataset are moved aside, not deleted.
+
+    Raises:
+        CheckpointError: On every rank.
+    """
+    config, chosen = inputs.config, ""
+    world = collectives.world
+
+    def decide() -> str:
+        return _choose(inputs) if world.is_first else ""
+
+    chosen = together("train.start", decide, collectives)
+    name = str(collectives.broadcast_object(chosen, "train.start.name"))
+    return config.checkpoint_directory / name if name else None
+
+
+def _choose(inputs: Inputs) -> str:
+    config = inputs.config
+    directory = config.checkpoint_directory
+    if not checkpoint.committed(directory):
+        return ""
+    why = "train.resume is false"
+    if config.train.resume:
+        path = checkpoint.find(directory, "newest")
+        manifest = checkpoint.read_checkpoint_manifest(path)
+        if manifest.dataset_hash != inputs.identity.dataset_hash:
+            why = f"{path.name} was trained on another dataset"
+        elif manifest.config_hash != inputs.identity.config_hash:
+            why = f"{path.name} was trained with another configuration"
+        else:
+            return path.name
+    logger.warning("%s: starting anew. Earlier checkpoints: %s", why, _set_aside(directory))
+    return ""
+
+
+def _set_aside(directory: Path) -> Path:
+    """Move a run's checkpoints away under a name that is free."""
+    number = 1
+    while True:
+        target = directory.with_name(f"{directory.name}-before-{number}")
+        if not target.exists():
+            directory.rename(target)
+            return target
+        number += 1
+
+
+def load(run: Run, path: Path) -> checkpoint.CheckpointManifest:
+    """Fill tables, model and optimizer from a checkpoint.
+
+    Raises:
+        ConfigError: The reader would count steps differently.
+    """
+    world = run.collectives.world
+    manifest = checkpoint.load_dense(path, run.model, run.optimizer)
+    checkpoint.load_tables(path, run.tables, run.inputs.plans, run.config.sharding, world)
+    steps = manifest.epoch * run.reader.steps_per_epoch + manifest.step_in_epoch
+    if steps != manifest.global_step:
+        raise ConfigError(
+            f"a resumed run has the same steps in an epoch. Received: {path.name} at epoch "
+            f"{manifest.epoch}, step {manifest.step_in_epoch}, but {run.reader.steps_per_epoch} "
+            "steps in an epoch. Set train.resume = false."
+        )
+    return manifest
+
+
+def write_plan(inputs: Inputs, world_size: int) -> None:
+    """Keep where each table lies, with its bytes on each rank, for the report."""
+    tables = [
+        {
+            "name": plan.name,
+            "num_embeddings": plan.num_embeddings,
+            "embedding_dim": plan.embedding_dim,
+            "placement": plan.placement,
+            "weight_bytes_by_rank": [
+                len(plan.local_rows(rank, world_size)) * plan.weight_bytes_per_row
+                for rank in range(world_size)
+            ],
+            "state_bytes_by_rank": [
+                len(plan.local_rows(rank, world_size)) * plan.state_bytes_per_row
+                for rank in range(world_size)
+            ],
+        }
+        for plan in inputs.plans
+    ]
+    path = inputs.config.logs_directory / PLAN_LOG
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"world_size": world_size, "tables": tables}, indent=1) + "\n")

@@ -1,0 +1,146 @@
+"""One training step: look up, loss over all ranks, backward, update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distrec.batch import Batch
+from distrec.errors import TrainingError
+from distrec.trainer.schedule import rate_share
+from distrec.trainer.setup import Run
+
+# keeps these draws apart from other uses of the same seed
+_STREAM = 0x53544550
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did, summed over all ranks.
+
+    Args:
+        loss: Sum of the weighted losses, without L2.
+        l2: Sum of the L2 term.
+        weight: Sum of the weights.
+        num_rows: Examples.
+        learning_rate: Of the dense part.
+        gradient_norm: Of the dense part, before clipping.
+    """
+
+    loss: float
+    l2: float
+    weight: float
+    num_rows: int
+    learning_rate: float
+    gradient_norm: float
+
+
+def train_step(run: Run, batch: Batch, global_step: int, place: str) -> StepResult:
+    """Do one optimizer update. Collective.
+
+    The loss is divided by the sum of weights over all ranks, and gradients are summed: N ranks
+    compute what one computes.
+
+    Args:
+        run: What trains.
+        batch: This rank's examples, perhaps none.
+        global_step: Updates done so far.
+        place: Where in the data that is, for errors.
+
+    Raises:
+        TrainingError: On every rank, when the loss or a gradient of any rank is not finite. A loss
+            is found before any row or parameter is updated.
+    """
+    config, collectives = run.config, run.collectives
+    share = _set_rates(run, global_step)
+    torch.manual_seed(step_seed(config.seed, global_step, collectives.world.rank))
+    run.optimizer.zero_grad(set_to_none=True)
+    batch = batch.to(collectives.device)
+    rows = run.tables(run.objective.requests(batch, global_step))
+    loss_sum, parts = run.objective.loss_sum(batch, rows, global_step)
+    own = torch.stack([loss_sum.detach().double(), run.objective.weight_sum(batch).double()])
+    own = torch.cat([own, own.new_tensor([parts["loss"], parts["l2"], float(batch.batch_size)])])
+    totals = collectives.allreduce(own, "train.totals").tolist()
+    _check_finite(run, own, totals, place)
+    # a batch without positives has a loss of zero
+    (loss_sum / (totals[1] if totals[1] > 0 else 1.0)).backward()
+    norm = collectives.step_dense(run.optimizer, run.model.parameters(), config.train.gradient_clip)
+    if not math.isfinite(norm):
+        raise TrainingError(
+            f"gradients are finite at every step. Received: a norm of {norm} at {place}. The last "
+            "checkpoint is kept. Lower train.learning_rate or sharding.learning_rate."
+        )
+    return StepResult(
+        loss=totals[2],
+        l2=totals[3],
+        weight=totals[1],
+        num_rows=round(totals[4]),
+        learning_rate=config.train.learning_rate * share,
+        gradient_norm=norm,
+    )
+
+
+def step_seed(seed: int, global_step: int, rank: int) -> int:
+    """Seed of everything that is drawn in one step on one rank."""
+    state = np.random.SeedSequence((_STREAM, seed, global_step, rank)).generate_state(1, np.uint64)
+    return int(state[0]) >> 1
+
+
+def _set_rates(run: Run, global_step: int) -> float:
+    train, sharding = run.config.train, run.config.sharding
+    share = rate_share(
+        global_step, run.total_steps, train.warmup_steps, train.decay,
+        train.min_learning_rate_share,
+    )  # fmt: skip
+    for group in run.optimizer.param_groups:
+        group["lr"] = train.learning_rate * share
+    run.tables.set_learning_rate(sharding.learning_rate * share)
+    return share
+
+
+def _check_finite(run: Run, own: Tensor, totals: Sequence[float], place: str) -> None:
+    """Equal totals on all ranks, so all of them go on or none does."""
+    if all(math.isfinite(total) for total in totals):
+        return
+    mine = bool(own.isfinite().all())
+    answers = run.collectives.gather_objects(
+        {"finite": mine, "loss": str(float(own[0])), "weight": str(float(own[1]))}, "train.finite"
+    )
+    guilty = [
+        f"rank {rank} (loss {answer['loss']}, weight {answer['weight']})"
+        for rank, answer in enumerate(answers)
+        if not answer["finite"]
+    ]
+    raise TrainingError(
+        f"the loss is finite at every step. Received: {', '.join(guilty) or 'an overflow'} at "
+        f"{place}. Nothing of this step was applied, and the last checkpoint is kept. Look for NaN "
+        "or huge numbers in the features of that batch, or lower train.learning_rate and "
+        "sharding.learning_rate."
+    )
+
+
+def check_state(run: Run, place: str) -> None:
+    """Refuse to keep weights that are not finite. Collective.
+
+    Raises:
+        TrainingError: On every rank, with the ranks and the tensors.
+    """
+    broken = [
+        name for name, tensor in run.model.state_dict().items() if not bool(tensor.isfinite().all())
+    ]
+    for plan in run.inputs.plans:
+        _, weights, state = run.tables.local_rows(plan.name)
+        if not (bool(weights.isfinite().all()) and bool(state.isfinite().all())):
+            broken.append(f"table {plan.name}")
+    answers = run.collectives.gather_objects(broken, "train.state")
+    found = [f"rank {rank}: {', '.join(names)}" for rank, names in enumerate(answers) if names]
+    if found:
+        raise TrainingError(
+            f"weights are finite when they are saved. Received: {'; '.join(found)} at {place}. The "
+            "last checkpoint is kept. Lower train.learning_rate or sharding.learning_rate."
+        )

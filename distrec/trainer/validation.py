@@ -1,0 +1,163 @@
+"""Validation inside training, by the code that the evaluate job measures with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+from distrec import columns
+from distrec.batch import ItemBatch
+from distrec.config import Config
+from distrec.dataset import DatasetManifest
+from distrec.errors import ConfigError
+from distrec.metrics.classification import ClassificationMetrics
+from distrec.metrics.evaluation import (
+    ModelScorer,
+    encode_catalogue,
+    evaluate_examples,
+    evaluate_queries,
+    inference,
+)
+from distrec.metrics.names import MetricName, parse_metric_name
+from distrec.metrics.ranking import RankingMetrics
+from distrec.model import UnifiedModel
+from distrec.reader import ExampleReader, read_queries
+from distrec.sharding.collectives import Collectives
+
+if TYPE_CHECKING:
+    from distrec.sharding.tables import EmbeddingTables
+
+
+def check_metric(name: str, manifest: DatasetManifest) -> MetricName:
+    """The metric of train.metric.
+
+    Raises:
+        ConfigError: There is no such metric, or it needs labels that the data does not have.
+    """
+    metric = parse_metric_name(name)
+    if metric.needs_labels and not manifest.has_labels:
+        raise ConfigError(
+            f"{metric.name} needs labels. Received: train.metric = {name!r} and a dataset without. "
+            "Name prepare.events.label, or use a ranking metric such as ndcg@10."
+        )
+    return metric
+
+
+Element = TypeVar("Element")
+
+
+def _beating(elements: Iterable[Element], beat: Callable[[], None]) -> Iterator[Element]:
+    for element in elements:
+        beat()
+        yield element
+
+
+class Validator:
+    """Measures the model on the valid split, over all ranks.
+
+    Args:
+        config: Of the run.
+        manifest: Of the dataset.
+        items: The whole catalogue.
+        collectives: Of the job.
+
+    Attributes:
+        metric: The one that decides.
+        has_data: Whether the split has anything to measure `metric` on.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        manifest: DatasetManifest,
+        items: ItemBatch,
+        collectives: Collectives,
+    ) -> None:
+        self.config = config
+        self.manifest = manifest
+        self.items = items
+        self.collectives = collectives
+        self.metric = check_metric(config.train.metric, manifest)
+        self._num_queries = self._rows(columns.VALID_QUERIES)
+        self._num_examples = self._rows(columns.VALID) if manifest.has_labels else 0
+        self.has_data = bool(self._num_examples if self.metric.needs_labels else self._num_queries)
+
+    def _rows(self, split: str) -> int:
+        return self.manifest.splits[split].num_rows if split in self.manifest.splits else 0
+
+    def measure(
+        self, model: UnifiedModel, tables: EmbeddingTables, beat: Callable[[], None]
+    ) -> dict[str, float]:
+        """Metrics by name, the same on every rank. Collective.
+
+        Args:
+            model: The dense part.
+            tables: The embedding tables.
+            beat: Called with each batch, for a watchdog.
+
+        Returns:
+            Ranking metrics at the cut-offs of evaluate.ks and train.metric; auc, log_loss and
+            calibration where there are labels. What is not defined is left out.
+        """
+        with inference(model):
+            vectors = encode_catalogue(
+                model, tables, self.items, self.config.score.item_block, self.collectives.device
+            )
+            scorer = ModelScorer(model, tables, vectors)
+            values: dict[str, float | None] = {}
+            if self._num_queries:
+                values |= self._ranking(scorer, beat)
+            if self._num_examples:
+                values |= self._classification(scorer, beat)
+        return {
+            name: float(value)
+            for name, value in values.items()
+            if value is not None and math.isfinite(value)
+        }
+
+    def _ranking(self, scorer: ModelScorer, beat: Callable[[], None]) -> dict[str, float]:
+        options = self.config.evaluate
+        cut_offs = {*options.ks, *([] if self.metric.k is None else [self.metric.k])}
+        metrics = RankingMetrics(
+            sorted(cut_offs),
+            self.manifest.num_items,
+            self.items.count,
+            exclude_seen=options.exclude_seen,
+            cold_user_events=options.cold_user_events,
+            cold_item_count=options.cold_item_count,
+            beyond_accuracy=False,
+        )
+        queries = read_queries(
+            self.config.dataset_directory,
+            self.manifest,
+            columns.VALID_QUERIES,
+            self.collectives.world,
+            options.batch_size,
+            self.config.reader.verify,
+        )
+        evaluate_queries(scorer, _beating(queries, beat), metrics)
+        metrics.load_state_vector(
+            self.collectives.allreduce(metrics.state_vector(), "valid.ranking")
+        )
+        return metrics.compute()
+
+    def _classification(
+        self, scorer: ModelScorer, beat: Callable[[], None]
+    ) -> dict[str, float | None]:
+        reader = ExampleReader(
+            self.config.dataset_directory,
+            self.manifest,
+            columns.VALID,
+            self.collectives.world,
+            self.config.reader,
+            self.config.evaluate.batch_size * self.collectives.world.world_size,
+            self.config.seed,
+        )
+        metrics = evaluate_examples(
+            scorer, _beating(reader.batches(epoch=0), beat), ClassificationMetrics()
+        )
+        metrics.load_state_vector(
+            self.collectives.allreduce(metrics.state_vector(), "valid.classification")
+        )
+        return metrics.compute()

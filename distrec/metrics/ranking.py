@@ -240,18 +240,18 @@ class RankingMetrics:
         """
         cpu = torch.device("cpu")
         lists, targets, num_events = lists.to(cpu), targets.to(cpu), num_events.to(cpu)
-        has_targets = targets.lengths > 0
         bags, items = self._distinct(targets)
         cold_target = self._is_cold[items]
         cold_user = num_events <= self.cold_user_events
         cells = torch.arange(len(lists)).unsqueeze(1) * self.num_items + lists
         whole = self._group(cells, bags, items)
-        for row, users in ((0, has_targets), (1, cold_user), (2, ~cold_user)):
+        self._sums[0] += whole.sum(0)
+        for row, users in ((1, cold_user), (2, ~cold_user)):
             self._sums[row] += whole[users].sum(0)
         for row, chosen in ((3, cold_target), (4, ~cold_target)):
             self._sums[row] += self._group(cells, bags[chosen], items[chosen]).sum(0)
         if self._beyond is not None:
-            self._beyond.update(lists[has_targets])
+            self._beyond.update(lists[targets.lengths > 0])
 
     def _distinct(self, targets: Jagged) -> tuple[Tensor, Tensor]:
         """Bag and item of each target, a known item once a bag, an unknown one every time."""

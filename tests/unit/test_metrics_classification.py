@@ -51,11 +51,18 @@ def test_calibration_by_hand() -> None:
     metrics = ClassificationMetrics()
     # probabilities 1/4 (twice) and 3/4, in two intervals
     scores = torch.tensor([-math.log(3.0), -math.log(3.0), math.log(3.0)])
-    metrics.update(scores, torch.tensor([0.0, 1.0, 1.0]), torch.tensor([1.0, 1.0, 2.0]))
+    # too low in one, too high in the other
+    metrics.update(scores, torch.tensor([0.0, 1.0, 0.0]), torch.tensor([1.0, 1.0, 2.0]))
     values = metrics.compute()
-    assert values["calibration"] == pytest.approx((0.25 + 0.25 + 1.5) / 3)
-    assert values["calibration_error"] == pytest.approx((abs(0.5 - 1) + abs(1.5 - 2)) / 4)
-    assert values["positive_share"] == pytest.approx(3 / 4)
+    assert values["calibration"] == pytest.approx((0.25 + 0.25 + 1.5) / 1)
+    assert values["calibration_error"] == pytest.approx((abs(0.5 - 1) + abs(1.5 - 0)) / 4)
+    assert values["positive_share"] == pytest.approx(1 / 4)
+
+
+def test_zero_and_negative_zero_are_a_tie() -> None:
+    metrics = ClassificationMetrics()
+    metrics.update(torch.tensor([0.0, -0.0]), torch.tensor([1.0, 0.0]), torch.ones(2))
+    assert metrics.compute()["auc"] == 0.5
 
 
 def test_scores_far_out_stay_finite() -> None:

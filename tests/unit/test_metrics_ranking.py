@@ -62,6 +62,12 @@ def test_ties_go_to_the_smaller_index() -> None:
     assert top_k(scores, 4).tolist() == [[1, 2, 4, 0], [0, 1, 2, 3]]
 
 
+def test_many_ties_stay_in_order() -> None:
+    scores = (torch.arange(5000) % 3).float().unsqueeze(0)
+    expected = [column for rest in (2, 1, 0) for column in range(5000) if column % 3 == rest]
+    assert top_k(scores, 4000).tolist() == [expected[:4000]]
+
+
 def test_what_is_masked_is_never_taken() -> None:
     scores = torch.tensor([[-INFINITY, 5.0, -INFINITY], [-INFINITY, -INFINITY, INFINITY]])
     assert top_k(scores, 3).tolist() == [[1, -1, -1], [2, -1, -1]]
@@ -139,12 +145,15 @@ def test_hand_computed_values() -> None:
 
 
 def test_users_without_targets_and_empty_batches_do_not_count() -> None:
-    metrics = make_metrics([1], 2)
+    metrics = make_metrics([1], 2, beyond_accuracy=True)
     assert metrics.compute()["hr@1"] == 0.0
     metrics.update(torch.tensor([[2.0, 1.0]] * 3), make_queries([[2], [], [UNKNOWN_INDEX]]))
     metrics.update(torch.zeros(0, 2), make_queries([]))
     assert metrics.num_queries == 2
     assert metrics.compute()["hr@1"] == 0.5
+    metrics.update(torch.tensor([[1.0, 2.0]]), make_queries([[]]))
+    # item 3 was shown to nobody who counts
+    assert metrics.compute()["coverage@1"] == 0.5
 
 
 def test_lists_shorter_than_k_are_padded() -> None:

@@ -59,7 +59,7 @@ def train_step(run: Run, batch: Batch, global_step: int, place: str) -> StepResu
     config, collectives = run.config, run.collectives
     share = _set_rates(run, global_step)
     torch.manual_seed(step_seed(config.seed, global_step, collectives.world.rank))
-    run.optimizer.zero_grad(set_to_none=True)
+    run.optimizer.zero_grad()
     batch = batch.to(collectives.device)
     rows = run.tables(run.objective.requests(batch, global_step))
     loss_sum, parts = run.objective.loss_sum(batch, rows, global_step)

@@ -1,0 +1,139 @@
+"""Where tables lie: every row on exactly one rank, refusals with their fix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distrec.batch import Jagged
+from distrec.config import ShardingConfig
+from distrec.errors import ConfigError
+from distrec.sharding.lookup import Request
+from distrec.sharding.plan import TableSpec, bytes_per_rank, plan_tables
+from distrec.sharding.routing import Layout
+from distrec.world import World
+
+
+def config(**settings: Any) -> ShardingConfig:
+    return ShardingConfig.model_validate(settings)
+
+
+@given(st.integers(1, 9), st.integers(9, 60))
+def test_rows_are_dealt_once_and_evenly(world_size: int, num_embeddings: int) -> None:
+    spec = TableSpec("t", num_embeddings, 4)
+    (plan,) = plan_tables([spec], config(placement="row_wise"), world_size)
+    shares = [list(plan.local_rows(rank, world_size)) for rank in range(world_size)]
+    assert sorted(row for share in shares for row in share) == list(range(num_embeddings))
+    assert all(row % world_size == rank for rank, share in enumerate(shares) for row in share)
+    (plan,) = plan_tables([spec], config(placement="replicated"), world_size)
+    assert list(plan.local_rows(world_size - 1, world_size)) == list(range(num_embeddings))
+
+
+def test_auto_spreads_large_tables_and_names_go_before() -> None:
+    # 4096 x 64 x 4 bytes are exactly one MiB
+    specs = [TableSpec("fits", 4096, 64), TableSpec("large", 4097, 64), TableSpec("named", 8, 4)]
+    plans = plan_tables(specs, config(tables={"named": "row_wise"}), 4)
+    assert [plan.placement for plan in plans] == ["replicated", "row_wise", "row_wise"]
+    half = plan_tables(specs[1:2], config(precision="fp16"), 4)
+    assert half[0].placement == "replicated"
+    # too small to be spread: auto does not ask for the impossible
+    tiny = plan_tables([TableSpec("tiny", 3, 4)], config(replicate_below_mib=0), 4)
+    assert tiny[0].placement == "replicated"
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "precision", "row_bytes"),
+    [
+        ("rowwise_adagrad", "fp32", 8 * 4 + 4),
+        ("adagrad", "fp16", 8 * 2 + 8 * 4),
+        ("sgd", "fp32", 8 * 4),
+    ],
+)
+def test_bytes_per_rank(optimizer: str, precision: str, row_bytes: int) -> None:
+    section = config(
+        optimizer=optimizer, precision=precision, placement="row_wise", tables={"b": "replicated"}
+    )
+    plans = plan_tables([TableSpec("a", 10, 8), TableSpec("b", 5, 8)], section, 3)
+    assert bytes_per_rank(plans, 3) == tuple((rows + 5) * row_bytes for rows in (4, 3, 3))
+
+
+@pytest.mark.parametrize(
+    ("specs", "section", "message"),
+    [
+        (
+            [TableSpec("country", 3, 4)],
+            {"placement": "row_wise"},
+            "row-wise sharding needs num_embeddings >= world_size. Received: num_embeddings=3 "
+            "(table 'country'), world_size=8. Use placement = \"replicated\".",
+        ),
+        (
+            [TableSpec("user", 9, 6)],
+            {},
+            "an embedding_dim is a multiple of 4. Received: embedding_dim=6 (table 'user'). Use 8.",
+        ),
+        (
+            [TableSpec("user", 9, 4), TableSpec("item", 9, 4)],
+            {"tables": {"usr": "row_wise"}},
+            "unknown table 'usr' in sharding.tables. Did you mean 'user'?",
+        ),
+        ([TableSpec("user", 9, 4)] * 2, {}, "Received twice: ['user']"),
+        ([TableSpec("user", 0, 4)], {}, "num_embeddings=0 (table 'user')"),
+    ],
+)
+def test_refusals(specs: list[TableSpec], section: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan_tables(specs, config(**section), 8)
+    assert message in str(caught.value)
+
+
+def owner_and_row(route_rows: torch.Tensor, counts: list[int]) -> list[tuple[int, int]]:
+    owners = [owner for owner, count in enumerate(counts) for _ in range(count)]
+    return list(zip(owners, route_rows.tolist(), strict=True))
+
+
+@settings(deadline=None)
+@given(st.integers(1, 4), st.data())
+def test_a_route_asks_each_distinct_row_once_of_its_owner(world_size: int, data: Any) -> None:
+    """Rows asked for, pushed through what the owners hold, are the ids again."""
+    sizes = {"a": 11, "b": 6, "c": 9, "d": 7}
+    widths = {"a": 4, "b": 8, "c": 4, "d": 4}
+    specs = [TableSpec(name, sizes[name], widths[name]) for name in sizes]
+    section = config(placement="row_wise", tables={"d": "replicated"})
+    plans = plan_tables(specs, section, world_size)
+    layouts = [Layout(plans, World(rank, world_size, 0, 1)) for rank in range(world_size)]
+    me = data.draw(st.integers(0, world_size - 1))
+    # (group, owner, row of its physical table) -> (table, id), by the owners' own account
+    held = {}
+    for plan in plans:
+        for rank, layout in enumerate(layouts):
+            group = layout.places[plan.name].group
+            owner = 0 if layout.groups[group].num_owners == 1 else rank
+            part = layout.local_slice(plan.name)
+            numbers = range(part.start, part.stop)
+            for number, row in zip(numbers, plan.local_rows(rank, world_size), strict=True):
+                held[group, owner, number] = (plan.name, row)
+                index = layout.local_index(plan.name, torch.tensor([row]))
+                assert index.tolist() == [number]
+    bags = {name: data.draw(st.lists(st.lists(st.integers(0, sizes[name] - 1)))) for name in sizes}
+    requests = {f"of {n}": Request(n, Jagged.from_lists(bags[n]), "sum") for n in sizes}
+    route = layouts[me].route(requests, torch.device("cpu"))
+    assert route.bad_id is None
+    asked = [
+        [held[group, owner, row] for owner, row in owner_and_row(rows, counts)]
+        for group, (rows, counts) in enumerate(zip(route.rows, route.counts, strict=True))
+    ]
+    found = [pair for group in asked for pair in group]
+    wanted = {(name, row) for name in sizes for bag in bags[name] for row in bag if row}
+    assert len(found) == len(set(found))
+    assert set(found) == wanted
+    for name in sizes:
+        group = layouts[me].places[name].group
+        places = route.places[f"of {name}"].tolist()
+        ids = [row for bag in bags[name] for row in bag]
+        assert [asked[group][p - 1] if p else (name, 0) for p in places] == [
+            (name, row) for row in ids
+        ]

@@ -1,0 +1,218 @@
+"""Evaluate on a trained checkpoint: the numbers again from the Parquet files, by other means."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from distrec import columns as c
+from distrec import evaluate
+from distrec.checkpoint import find, read_checkpoint_manifest
+from distrec.config import Config, parse_config
+from distrec.dataset import MANIFEST, DatasetManifest, read_manifest
+from distrec.errors import CheckpointError, ConfigError, DataError
+from distrec.sharding.collectives import start
+from distrec.trainer import train
+from tests.synthetic import NUM_GROUPS, write_dataset
+
+
+def make_config(directory: Path, **evaluate_options: Any) -> Config:
+    document = {
+        "name": "planted",
+        "output": str(directory),
+        "prepare": {"events": {"paths": ["none.csv"], "time": "time"}},
+        "model": {"embedding_dim": 8, "autoencoder_hidden": [16], "deep_hidden": [8]},
+        "train": {"global_batch_size": 256, "max_epochs": 3, "warmup_steps": 2},
+        "evaluate": {"ks": [1, 10], "batch_size": 64, "cold_item_count": 50, **evaluate_options},
+        "launch": {"device": "cpu"},
+    }
+    return parse_config(document, "the test")
+
+
+def label_held_out(directory: Path, manifest: DatasetManifest) -> None:
+    """Held-out examples of another group than the user's become negatives, as they are in train."""
+    splits = dict(manifest.splits)
+    for split in (c.VALID, c.TEST):
+        (entry,) = splits[split].files
+        path = directory / entry.path
+        table = pq.read_table(path)
+        group = (table[c.ITEM_INDEX].to_numpy() - c.FIRST_INDEX) % NUM_GROUPS + c.FIRST_INDEX
+        labels = (group == table["user_group"].to_numpy()).astype(np.float32)
+        place = table.column_names.index(c.LABEL)
+        pq.write_table(table.set_column(place, c.LABEL, pa.array(labels)), path)
+        data = path.read_bytes()
+        changes = {"num_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        files = (entry.model_copy(update=changes),)
+        splits[split] = splits[split].model_copy(update={"files": files})
+    changed = manifest.model_copy(update={"splits": splits})
+    (directory / MANIFEST).write_text(changed.model_dump_json())
+
+
+def train_run(directory: Path, labels: bool) -> Config:
+    """A run with planted groups, more users than a batch of queries holds, trained alone."""
+    config = make_config(directory)
+    manifest = write_dataset(config.dataset_directory, num_users=150, num_items=60, labels=labels)
+    if labels:
+        label_held_out(config.dataset_directory, manifest)
+    train(config, start(config.launch, distributed=False))
+    return config
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    return train_run(tmp_path_factory.mktemp("plain"), labels=False)
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    return train_run(tmp_path_factory.mktemp("labelled"), labels=True)
+
+
+def read(config: Config, split: str) -> pd.DataFrame:
+    files = read_manifest(config.dataset_directory).splits[split].files
+    return pd.concat(
+        [pd.read_parquet(config.dataset_directory / entry.path) for entry in files],
+        ignore_index=True,
+    )
+
+
+def popularity_by_pandas(config: Config, split: str, k: int) -> dict[str, float]:
+    """Hit rate, NDCG, coverage and mean count of the k most popular items that are not seen."""
+    counts = read(config, c.TRAIN).groupby(c.ITEM_INDEX).size()
+    counts = counts.reindex(read(config, c.ITEMS)[c.ITEM_INDEX], fill_value=0)
+    order = counts.reset_index(name="count").sort_values(
+        ["count", c.ITEM_INDEX], ascending=[False, True]
+    )[c.ITEM_INDEX]
+    hits, gains, shown = [], [], []
+    for query in read(config, split).itertuples():
+        allowed = [i for i in order if i in query.targets or i not in set(query.seen)][:k]
+        ranks = [rank for rank, item in enumerate(allowed, 1) if item == query.targets[0]]
+        hits.append(len(ranks))
+        gains.append(sum(1 / np.log2(1 + rank) for rank in ranks))
+        shown += allowed
+    return {
+        f"hr@{k}": float(np.mean(hits)),
+        f"ndcg@{k}": float(np.mean(gains)),
+        f"coverage@{k}": len(set(shown)) / len(order),
+        f"popularity@{k}": float(counts[shown].mean()),
+    }
+
+
+def test_metrics_of_the_model_and_the_baselines(run: Config) -> None:
+    summary = evaluate.run(run)
+    document = json.loads(run.metrics_path.read_text())
+    assert document["dataset_hash"] == read_manifest(run.dataset_directory).content_hash
+    assert document["checkpoint"] == find(run.checkpoint_directory).name
+    assert document["ks"] == [1, 10]
+    for split in ("valid", "test"):
+        part = document["splits"][split]
+        assert part["num_queries"] == 150
+        assert list(part["models"]) == ["distrec", "popularity", "item_knn"]
+        values = {name: model["metrics"] for name, model in part["models"].items()}
+        expected = popularity_by_pandas(run, f"{split}_queries", 10)
+        assert {name: values["popularity"][name] for name in expected} == pytest.approx(expected)
+        # whoever sees the groups beats whoever does not
+        assert values["item_knn"]["ndcg@10"] > 1.5 * values["popularity"]["ndcg@10"]
+        assert values["item_knn"]["diversity@10"] < values["popularity"]["diversity@10"]
+        for model in part["models"].values():
+            slices = model["slices"]
+            assert model["classification"] is None
+            for kind in ("users", "items"):
+                sizes = [slices[f"{heat}_{kind}"]["num_queries"] for heat in ("cold", "warm")]
+                assert sum(sizes) == 150
+    test = document["splits"]["test"]["models"]
+    assert summary["test"]["item_knn"]["mrr@10"] == pytest.approx(
+        test["item_knn"]["metrics"]["mrr@10"], abs=1e-6
+    )
+    assert not [path for path in run.directory.iterdir() if path.name.startswith(".")]
+
+
+def test_the_model_measures_as_it_did_in_training(run: Config, labelled: Config) -> None:
+    # training looks rows up in its tables, evaluate in the files of the checkpoint
+    for config in (run, labelled):
+        evaluate.run(config)
+        trained = read_checkpoint_manifest(find(config.checkpoint_directory)).metrics
+        part = json.loads(config.metrics_path.read_text())["splits"]["valid"]["models"]["distrec"]
+        ranking = {name: value for name, value in trained.items() if "@" in name}
+        assert "ndcg@10" in ranking
+        assert {name: part["metrics"][name] for name in ranking} == pytest.approx(ranking)
+    values = part["classification"]
+    assert values["num_examples"] == 150
+    for name in ("log_loss", "calibration", "calibration_error"):
+        assert values[name] == pytest.approx(trained[name], rel=1e-5)
+    # exact here, from a histogram in training
+    assert values["auc"] == pytest.approx(trained["auc"], abs=2e-3)
+    assert values["auc"] > 0.6
+
+
+def test_a_share_of_the_baselines_and_other_options(run: Config, tmp_path: Path) -> None:
+    options = {"ks": [3], "exclude_seen": False, "baselines": ["popularity"]}
+    config = make_config(run.directory, **options)
+    config = config.model_copy(update={"output": str(tmp_path)})
+    for name in ("dataset", "checkpoints"):
+        (tmp_path / name).symlink_to(run.directory / name)
+    evaluate.run(config)
+    test = json.loads(config.metrics_path.read_text())["splits"]["test"]["models"]
+    assert list(test) == ["distrec", "popularity"]
+    # everybody gets the same three items
+    assert test["popularity"]["metrics"]["coverage@3"] == pytest.approx(3 / 64)
+
+
+def remove_best(config: Config, manifest: dict[str, Any]) -> None:
+    (config.checkpoint_directory / "best.json").unlink()
+
+
+def break_vocabulary(config: Config, manifest: dict[str, Any]) -> None:
+    manifest["vocabularies"]["item_id"]["sha256"] = "0" * 64
+
+
+def break_queries(config: Config, manifest: dict[str, Any]) -> None:
+    manifest["splits"]["test_queries"] = {"num_rows": 0, "files": []}
+
+
+def break_size(config: Config, manifest: dict[str, Any]) -> None:
+    manifest["num_items"] = 10**6
+
+
+@pytest.mark.parametrize(
+    ("breaks", "error", "message"),
+    [
+        (remove_best, CheckpointError, "Train first"),
+        (break_vocabulary, CheckpointError, "differ in vocabulary 'item_id'"),
+        (break_queries, DataError, "needs test queries. Received: none"),
+        (break_size, ConfigError, r"Received: 999,998 items.*evaluate.baselines"),
+    ],
+)
+def test_what_cannot_be_measured_leaves_the_old_metrics(
+    run: Config, tmp_path: Path, breaks: Any, error: type[Exception], message: str
+) -> None:
+    shutil.copytree(run.directory, tmp_path / "run")
+    config = run.model_copy(update={"output": str(tmp_path / "run")})
+    config.metrics_path.write_text("old")
+    path = config.dataset_directory / MANIFEST
+    manifest = json.loads(path.read_text())
+    breaks(config, manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(error, match=message):
+        evaluate.run(config)
+    assert config.metrics_path.read_text() == "old"
+
+
+def test_a_model_that_is_not_finite_is_an_error(run: Config, monkeypatch: Any) -> None:
+    monkeypatch.setattr(
+        evaluate, "encode_catalogue", lambda *arguments: torch.full((64, 25), float("nan"))
+    )
+    run.metrics_path.write_text("old")
+    with pytest.raises(DataError, match="Received: NaN"):
+        evaluate.run(run)
+    assert run.metrics_path.read_text() == "old"

@@ -120,8 +120,9 @@ def column_chart(
     parts = [_horizontal_grid(up, y), _x_label(x_label)]
     slot = (RIGHT - LEFT) / len(groups)
     width = min(0.76 * slot / len(names), 34.0)
-    # a label needs about 34 of the 440 units: leave some out when there are many
-    every = max(1, math.ceil(len(groups) * 34 / (RIGHT - LEFT)))
+    # leave labels out where they would touch; a character is about 7.5 wide
+    room = 12 + 7.5 * max(len(group) for group in groups)
+    every = max(1, math.ceil(len(groups) * room / (RIGHT - LEFT)))
     for place, group in enumerate(groups):
         middle = LEFT + (place + 0.5) * slot
         if place % every == 0:

@@ -137,7 +137,9 @@ def data_section(directory: Path, manifest: DatasetManifest) -> dict[str, Any]:
     """Everything the template shows about the dataset."""
     return {
         "counts": _with_bars(
-            (name.replace("_", " "), rows) for name, rows in manifest.counts.items()
+            (name.replace("_", " "), rows)
+            for name, rows in manifest.counts.items()
+            if name not in manifest.splits
         ),
         "rejects": _with_bars(
             sorted(manifest.rejects.items(), key=lambda entry: (-entry[1], entry[0]))

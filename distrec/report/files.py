@@ -15,8 +15,9 @@ from typing import Any
 from distrec.config import Config
 from distrec.dataset import DatasetManifest, read_manifest
 from distrec.errors import DataError
-from distrec.job import JOBS_LOG
 
+# as distrec.job and the trainer name them; the report imports neither
+JOBS_LOG = "jobs.jsonl"
 TRAIN_LOG = "train.jsonl"
 PLAN_LOG = "plan.json"
 # of the report itself: it would change with every report written

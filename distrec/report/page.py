@@ -123,7 +123,7 @@ def _header(config: Config, files: RunFiles) -> dict[str, Any]:
     if verdict is not None:
         tiles.append((verdict["metric"], verdict["value"], f"on {verdict['split']}"))
         if verdict.get("ratio"):
-            tiles.append(("against the best baseline", verdict["ratio"], verdict["baseline"]))
+            tiles.append(("of best baseline", verdict["ratio"], verdict["baseline"]))
     if manifest is not None:
         tiles += [
             ("users", scales.number(_rows(manifest, "users")), "in the dataset"),

@@ -58,8 +58,9 @@
     const total = shares.reduce((sum, share) => sum + Math.abs(share), 0);
     const made = element("span", "towers");
     if (!total) return made;
+    const parts = shares.map((share) => Math.round((100 * Math.abs(share)) / total));
     const words = shares.map((share, index) => {
-      return `${towers[index]} ${Math.round((100 * share) / total)} %`;
+      return `${towers[index]} ${share.toFixed(3)} (${parts[index]} %)`;
     });
     const svg = drawing("svg", { width: "100%", height: 8, role: "img", "aria-label": words.join(", ") });
     let left = 0;
@@ -68,13 +69,13 @@
       const kind = `fill ${color(index)}${share < 0 ? " negative" : ""}`;
       const part = drawing("rect", { class: kind, x: `${left}%`, width: `${width}%`, height: 8 });
       const tip = drawing("title", {});
-      tip.textContent = words[index] + (share < 0 ? ", against the item" : "");
+      tip.textContent = words[index] + (share < 0 ? ", counts against the item" : "");
       part.append(tip);
       svg.append(part);
       left += width;
     });
     const first = shares.reduce((best, share, index) => (share > shares[best] ? index : best), 0);
-    made.append(svg, element("span", "", words[first]));
+    made.append(svg, element("span", "", `${towers[first]} ${parts[first]} %`));
     return made;
   };
 

@@ -167,7 +167,8 @@ class _Words:
             files = [str(directory / f.path) for f in manifest.vocabularies[feature.column].files]
             table = pads.dataset(files, format="parquet") if files else None
             self._words[feature.column] = {
-                row[c.ID]: str(row[c.VALUE]) for row in _rows(table, [c.ID, c.VALUE], c.ID, wanted)
+                row[c.ID]: plain_bucket(str(row[c.VALUE]))
+                for row in _rows(table, [c.ID, c.VALUE], c.ID, wanted)
             }
 
     def values(self, row: Mapping[str, Any], feature: FeatureSpec) -> list[str]:
@@ -185,6 +186,15 @@ class _Words:
         """The words of all features, without their names."""
         found = [word for feature in self._features for word in self.values(row, feature)]
         return ", ".join(found[:MAX_TAGS])
+
+
+def plain_bucket(value: str) -> str:
+    """``(-inf, 21]`` and ``(50, inf]``, as buckets of numbers are called, in plain signs."""
+    if value.startswith("(-inf, ") and value.endswith("]"):
+        return f"≤ {value[7:-1]}"
+    if value.startswith("(") and value.endswith(", inf]"):
+        return f"> {value[1:-6]}"
+    return value
 
 
 def _ids(row: Mapping[str, Any], feature: FeatureSpec) -> list[int]:

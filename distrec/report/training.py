@@ -45,10 +45,12 @@ def curves_section(
     if not drawn:
         return None
     last = steps[-1] if steps else {}
+    epoch = finite(last.get("epoch"))
     return {
         "figures": drawn,
         "steps": finite(last.get("step")),
-        "epochs": finite(last.get("epoch")),
+        # the log counts epochs from 0
+        "epoch": None if epoch is None else epoch + 1,
         "averaged": len(steps) > MAX_CURVE_POINTS,
     }
 

@@ -97,8 +97,8 @@ def test_the_report_works_in_a_browser(tmp_path: Path) -> None:
     assert expected
     assert seen["first"].split()[0] == first["id"]
     assert seen["position"] == "1 of 12"
-    # three towers for each of five recommendations
-    assert seen["bars"] == 15
+    # three towers and the bias for each of five recommendations
+    assert seen["bars"] == 20
     assert [seen["second"][0].split()[0], seen["second"][1]] == [second["id"], "2 of 12"]
     # the title that looks like markup is found as text, and has made no element
     users_found, titles, num_scripts = seen["found"]

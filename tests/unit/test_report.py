@@ -12,13 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from distrec import job
 from distrec.config import Config, parse_config
-from distrec.report import write_report
+from distrec.report import files, write_report
 from distrec.report.choice import choose_users, hash_ids, open_scores
 from distrec.report.data import length_bins, open_split, popularity_points, share_of_top
 from distrec.report.files import read_run
 from distrec.report.metrics import verdict
-from distrec.report.sample import read_sample
+from distrec.report.sample import plain_bucket, read_sample
 from distrec.report.scales import linear_ticks, log_ticks
 from distrec.report.settings import mask_text
 from tests.synthetic import write_dataset
@@ -183,21 +184,25 @@ def _write_logs(logs: Path) -> None:
 
 
 def _write_scores(directory: Path, users: list[str], k: int = 5) -> None:
-    directory.mkdir()
+    (directory / "top_k").mkdir(parents=True)
     rows = [
         {
             "user_id": user,
             "rank": rank,
             "item_id": f"i{1 + rank}",
             "score": 6.0 - rank,
-            "reasons": [("cf", 0.5), ("deep", 0.75), ("autoencoder", -0.25)],
+            "reasons": [("cf", 0.5), ("deep", 0.75), ("autoencoder", -0.25), ("bias", 5.0 - rank)],
             "model_version": "step-00000040-abc",
         }
         for user in users
         for rank in range(1, k + 1)
     ]
-    pq.write_table(pa.Table.from_pylist(rows, SCORE_SCHEMA), directory / "part-00000.parquet")
-    (directory / "manifest.json").write_text(json.dumps({"num_users": len(users)}))
+    table = pa.Table.from_pylist(rows, SCORE_SCHEMA)
+    pq.write_table(table, directory / "top_k/part-00000.parquet")
+    # what the manifest does not name is no part of it
+    pq.write_table(table.slice(0, 1), directory / "top_k/part-00001.parquet")
+    manifest = {"num_users": len(users), "files": [{"path": "top_k/part-00000.parquet"}]}
+    (directory / "manifest.json").write_text(json.dumps(manifest))
 
 
 @pytest.fixture(scope="module")
@@ -240,10 +245,22 @@ def test_numbers_stand_in_their_rows(complete: tuple[Config, str, Page]) -> None
 
 def test_curve_after_a_restart_shows_the_later_steps(complete: tuple[Config, str, Page]) -> None:
     config, text, _ = complete
+    assert files.JOBS_LOG == job.JOBS_LOG
     losses = [(entry["step"], entry["loss"]) for entry in read_run(config).steps]
     assert losses == [(10, 5.0), (20, 3.5), (30, 3.25), (40, 3.0)]
     assert "Training loss by step, from 5 at step 10 to 3 at step 40." in text
     assert "best 0.1900 at step 40" in text
+    # the log counts epochs from 0
+    assert "40 steps, the last in epoch 2, on 2 ranks" in text
+
+
+def test_words_of_features_are_plain() -> None:
+    assert [plain_bucket(word) for word in ("(-inf, 21]", "(21, 25]", "(50, inf]", "student")] == [
+        "≤ 21",
+        "(21, 25]",
+        "> 50",
+        "student",
+    ]
 
 
 def test_titles_are_text_and_secrets_are_hidden(complete: tuple[Config, str, Page]) -> None:
@@ -273,7 +290,7 @@ def test_sample_is_of_the_right_users_items_and_shares(complete: tuple[Config, s
     config, _, page = complete
     sample = json.loads(page.scripts[0])
     assert len(sample["users"]) == 12
-    assert sample["towers"] == ["cf", "autoencoder", "deep"]
+    assert sample["towers"] == ["cf", "autoencoder", "deep", "bias"]
     users = pq.read_table(config.dataset_directory / "users/part-00000.parquet").to_pylist()
     histories = {row["user_id"]: row["history"] for row in users}
     for user in sample["users"]:
@@ -281,7 +298,7 @@ def test_sample_is_of_the_right_users_items_and_shares(complete: tuple[Config, s
         expected = [EVIL if index == 2 else f"Item {index}" for index in histories[user["id"]]]
         assert shown == expected[::-1]
         item, score, shares = user["recommendations"][1]
-        assert (sample["items"][item][0], score, shares) == ("Item 3", 4.0, [0.5, -0.25, 0.75])
+        assert (sample["items"][item][0], score, shares) == ("Item 3", 4.0, [0.5, -0.25, 0.75, 3.0])
 
 
 def test_written_twice_it_is_the_same_and_leaves_nothing_else(
@@ -355,7 +372,7 @@ def test_choice_depends_on_the_seed_takes_cold_users_and_goes_by_scores(tmp_path
     users = open_split(tmp_path / "dataset", manifest, "users")
     assert choose_users(users, None, 20, cold=10, seed=1) == first
     _write_scores(tmp_path / "scores", ["u3", "u40", "somebody new"])
-    scores = open_scores(tmp_path / "scores", {"files": [{"path": "part-00000.parquet"}]})
+    scores = open_scores(tmp_path / "scores", {"files": [{"path": "top_k/part-00000.parquet"}]})
     assert set(choose_users(users, scores, 20, cold=10, seed=1)) == {"u3", "u40", "somebody new"}
     # fixed for all time: another value would show other users after an upgrade
     assert hash_ids(["u1"], 1).tolist() == [10419473953673862326]

@@ -1,0 +1,142 @@
+"""Training under real horovodrun: the same numbers on 1, 2 and 3 ranks, resumed or not."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distrec import checkpoint
+from distrec.config import Config
+from distrec.sharding.collectives import Collectives
+from distrec.trainer import setup, train
+from tests.parallel.harness import run_ranks
+from tests.training import losses, make_config
+
+NUM_STEPS = 50
+KINDS = ("softmax", "sampled_softmax")
+
+
+def curve_config(directory: Path, kind: str) -> Config:
+    return make_config(
+        directory / kind,
+        {
+            "loss": {"kind": kind, "num_negatives": 16},
+            "train": {"max_epochs": 9, "max_steps": NUM_STEPS, "evaluate_every_steps": NUM_STEPS},
+        },
+    )
+
+
+def measure(config: Config, collectives: Collectives, path: Path) -> dict[str, float]:
+    """Validation metrics of a checkpoint that any number of ranks has written."""
+    inputs = setup.read_inputs(config, collectives.world.world_size)
+    run = setup.build(inputs, collectives, None)
+    setup.load(run, path)
+    return run.validator.measure(run.model, run.tables, lambda: None)
+
+
+def body(collectives: Collectives, directory: str, two_ranks: str) -> dict[str, Any]:
+    """Train both losses from one dataset; then measure what two ranks have saved."""
+    answers: dict[str, Any] = {}
+    for kind in KINDS:
+        config = curve_config(Path(directory), kind)
+        result = train(config, collectives)
+        answers[kind] = {"losses": losses(config), **result.summary()}
+    other = curve_config(Path(two_ranks), "softmax")
+    path = checkpoint.find(other.checkpoint_directory, "newest")
+    answers["measured"] = measure(other, collectives, path)
+    return answers
+
+
+def resume_body(collectives: Collectives, directory: str, two_ranks: str) -> dict[str, Any]:
+    """On two ranks: never stopped, and stopped in mid-epoch; then as `body`."""
+    answers = body(collectives, directory, two_ranks)
+    config = make_config(
+        Path(directory) / "resume",
+        {
+            "model": {"dropout": 0.3, "input_dropout": 0.3, "id_dropout": 0.2},
+            "train": {"max_steps": 8, "checkpoint_every_steps": 4, "keep_checkpoints": 9,
+                      "early_stopping_patience": 9},
+        },
+    )  # fmt: skip
+    train(config, collectives)
+    answers["whole"] = hashes(config, 8)
+    collectives.barrier("test.read")
+    if collectives.world.is_first:
+        for path in checkpoint.committed(config.checkpoint_directory):
+            if path.name > "step-00000004":
+                shutil.rmtree(path)
+    collectives.barrier("test.removed")
+    answers["resumed_steps"] = train(config, collectives).steps
+    answers["resumed"] = hashes(config, 8)
+    return answers
+
+
+def hashes(config: Config, step: int) -> dict[str, str]:
+    path = config.checkpoint_directory / f"step-{step:08d}"
+    manifest = checkpoint.read_checkpoint_manifest(path)
+    return {name: entry.sha256 for name, entry in checkpoint.manifest.files_of(manifest)}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+    """What each rank answered, by the number of ranks."""
+    folder = tmp_path_factory.mktemp("training")
+    found = {}
+    for num_ranks in (2, 1, 3):
+        directory = folder / f"ranks{num_ranks}"
+        directory.mkdir()
+        for kind in KINDS:
+            # once and before the ranks, which would write it at the same time
+            curve_config(directory, kind)
+        make_config(directory / "resume")
+        name = "resume_body" if num_ranks == 2 else "body"
+        found[num_ranks] = run_ranks(
+            num_ranks,
+            f"tests.parallel.test_training:{name}",
+            {"directory": str(directory), "two_ranks": str(folder / "ranks2")},
+            folder,
+        )
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_curves_agree(answers: dict[int, list[dict[str, Any]]], kind: str) -> None:
+    one = torch.tensor(answers[1][0][kind]["losses"])
+    assert len(one) == NUM_STEPS
+    assert one[-1] < one[0] - 0.5
+    for num_ranks in (2, 3):
+        answer = answers[num_ranks][0][kind]
+        assert answer["num_ranks"] == num_ranks
+        torch.testing.assert_close(torch.tensor(answer["losses"]), one, atol=1e-4, rtol=0)
+        assert answer["value"] == pytest.approx(answers[1][0][kind]["value"], abs=2e-2)
+
+
+def test_a_checkpoint_of_two_ranks_measures_the_same_on_one_and_three(
+    answers: dict[int, list[dict[str, Any]]],
+) -> None:
+    saved = answers[2][0]["measured"]
+    assert saved["ndcg@10"] == pytest.approx(answers[2][0]["softmax"]["value"], abs=1e-6)
+    for num_ranks in (1, 3):
+        for answer in answers[num_ranks]:
+            assert answer["measured"] == pytest.approx(saved, abs=1e-6)
+
+
+def test_two_ranks_resume_bit_for_bit(answers: dict[int, list[dict[str, Any]]]) -> None:
+    first = answers[2][0]
+    assert first["resumed_steps"] == 8
+    assert first["resumed"] == first["whole"]
+    shards = [name for name in first["whole"] if name.startswith("tables/user/")]
+    assert shards == [f"tables/user/shard-{k:05d}-of-00002.safetensors" for k in (1, 2)]
+
+
+def test_every_rank_comes_to_the_same_result(answers: dict[int, list[dict[str, Any]]]) -> None:
+    for every in answers.values():
+        results = [
+            [(answer[kind]["value"], answer[kind]["checkpoint"]) for kind in KINDS]
+            for answer in every
+        ]
+        assert results == [results[0]] * len(every)

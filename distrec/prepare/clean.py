@@ -28,6 +28,7 @@ class Audit:
 
     max_share: float
     num_read: dict[str, int] = field(default_factory=dict)
+    num_rejected: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
     rejected: list[DataFrame] = field(default_factory=list)
 
@@ -50,7 +51,7 @@ class Audit:
             raise DataError(f"{source} must have rows. Received: none. Check the paths.")
         broken = [row for row in rows if row[c.REASON] is not None]
         num_broken = sum(row["rows"] for row in broken)
-        self.num_read[source] = total
+        self.num_read[source], self.num_rejected[source] = total, num_broken
         self.reasons |= {f"{source}: {row[c.REASON]}": row["rows"] for row in broken}
         if num_broken > self.max_share * total:
             raise DataError(_too_many(source, total, num_broken, self.max_share, broken))
@@ -102,19 +103,20 @@ def one_row_an_id(checked: DataFrame, source: TableConfig, name: str) -> DataFra
 
 
 def events_that_count(
-    events: DataFrame, config: PrepareConfig, workspace: Workspace, counts: dict[str, int]
-) -> DataFrame:
+    events: DataFrame, num_events: int, config: PrepareConfig, workspace: Workspace
+) -> tuple[DataFrame, dict[str, int]]:
     """Filter kinds of event, make duplicates one, then filter by rating and set the label.
 
     The order matters: a purchase must not be lost because a later view of the same item is not of
     a kind that is kept, and the latest rating of an item is the one that counts.
 
     Args:
-        events: Typed, checked, any number.
-        counts: other_event_type, duplicates, below_min_rating and kept are added.
+        events: Typed and checked.
+        num_events: Of them.
 
     Returns:
-        user_id, item_id, time, label, weight, split and the raw context columns.
+        user_id, item_id, time, label, weight, split and the raw context columns; and the rows
+        that each step took away: other_event_type, duplicates, below_min_rating.
     """
     kinds = F.lit(True)
     if config.event_types:
@@ -129,15 +131,16 @@ def events_that_count(
     kept = kept.withColumn("__above", above).withColumn(c.LABEL, label)
     kept = workspace.materialize(kept, "unique")
     sums = kept.agg(F.count("*").alias("rows"), F.count_if("__above").alias("above")).collect()[0]
-    num_of_kind = events.filter(kinds).count() if config.event_types else counts["accepted"]
-    counts["other_event_type"] = counts["accepted"] - num_of_kind
-    counts["duplicates"] = num_of_kind - sums["rows"]
-    counts["below_min_rating"] = 0
+    num_of_kind = events.filter(kinds).count() if config.event_types else num_events
+    counts = {
+        "other_event_type": num_events - num_of_kind,
+        "duplicates": num_of_kind - sums["rows"],
+        "below_min_rating": 0,
+    }
     if config.min_rating is not None and not config.label_from_rating:
         counts["below_min_rating"] = sums["rows"] - sums["above"]
         kept = kept.filter("__above")
-    counts["kept"] = sums["rows"] - counts["below_min_rating"]
-    return kept.drop("__above", c.RATING, c.EVENT_TYPE)
+    return kept.drop("__above", c.RATING, c.EVENT_TYPE), counts
 
 
 def _without_duplicates(events: DataFrame, config: PrepareConfig) -> DataFrame:

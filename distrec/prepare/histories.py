@@ -23,6 +23,16 @@ def _split_history(pairs: Column) -> list[Column]:
     ]
 
 
+def _without_item_id(events: Column) -> Column:
+    """What orders events inside a time need not be carried on."""
+    return F.transform(
+        events,
+        lambda event: F.struct(
+            event[c.TIME].alias(c.TIME), event[c.ITEM_INDEX].alias(c.ITEM_INDEX)
+        ),
+    )
+
+
 def _positives(pool: DataFrame) -> DataFrame:
     event = F.struct(c.TIME, c.ITEM_ID, c.ITEM_INDEX)
     return pool.filter(F.col(c.LABEL) > 0).select(c.USER_ID, c.TIME, event.alias("event"))
@@ -74,7 +84,7 @@ def attach_before(examples: DataFrame, pool: DataFrame, length: int) -> DataFram
         F.coalesce(earlier, F.lit(0)).cast("long").alias(c.NUM_EVENTS),
         place.alias("place"),
         # collect_list passes over nulls
-        F.when(F.col("number") > 0, last(F.col("events"), length)).alias("tail"),
+        F.when(F.col("number") > 0, _without_item_id(last(F.col("events"), length))).alias("tail"),
     )
     before = Window.partitionBy(c.USER_ID).orderBy("place").rangeBetween(-length, -1)
     groups = groups.withColumn("past", F.flatten(F.collect_list("tail").over(before)))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
 
@@ -19,6 +22,9 @@ from distrec.errors import DataError
 logger = logging.getLogger("distrec.prepare")
 
 _WORK = "work"
+
+# enough that the small stages of one output do not leave the cores to wait
+_THREADS = 4
 
 
 @dataclass
@@ -31,12 +37,11 @@ class Workspace:
 
     spark: SparkSession
     root: Path
-    counter: int = field(default=0)
+    counter: Iterator[int] = field(default_factory=itertools.count)
 
     def materialize(self, frame: DataFrame, name: str) -> DataFrame:
         """Write a frame once; what is returned reads the files and depends on nothing else."""
-        self.counter += 1
-        path = uri(self.root / _WORK / f"{self.counter:02d}-{name}")
+        path = uri(self.root / _WORK / f"{next(self.counter):02d}-{name}")
         frame.write.option("compression", "snappy").parquet(path)
         return self.spark.read.schema(frame.schema).parquet(path)
 
@@ -57,6 +62,17 @@ def stage(name: str) -> Iterator[None]:
     logger.info("%s ...", name)
     yield
     logger.info("%s: %.1f s", name, time.monotonic() - started)
+
+
+def concurrently(*functions: Callable[[], Any]) -> list[Any]:
+    """Call functions that start Spark jobs and do not depend on one another.
+
+    Returns:
+        Their results, in order. The first error, in order, is raised when all have ended.
+    """
+    with ThreadPoolExecutor(max_workers=_THREADS) as pool:
+        futures = [pool.submit(function) for function in functions]
+    return [future.result() for future in futures]
 
 
 @contextmanager

@@ -1,0 +1,190 @@
+"""The files of a dataset: which frames are written where, in which columns, and the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from distrec import __version__
+from distrec import columns as c
+from distrec.config import Config, section_hash
+from distrec.dataset import DatasetManifest, Vocabulary
+from distrec.prepare.clean import Audit
+from distrec.prepare.entities import Entities
+from distrec.prepare.examples import Examples
+from distrec.prepare.features import TRAIN_COUNT, FittedFeature, encode
+from distrec.prepare.manifest import as_split, entries
+from distrec.prepare.vocabulary import FittedVocabulary, vocabulary_hash
+from distrec.prepare.workspace import Workspace, concurrently, stage
+from distrec.prepare.write import POSITION, Written, num_train_files, shuffled, write_files
+
+CONFIG_SECTIONS = ("prepare", "seed")
+"""Sections of the configuration that a dataset depends on: those of config_hash."""
+
+
+@dataclass
+class Output:
+    """Writes a dataset into the workspace; write() first, then manifest().
+
+    Args:
+        config: Of the run.
+        workspace: Where it grows.
+        examples: Events, ready for histories.
+        users: Known users.
+        items: Known items.
+        features: Fitted, in the manifest's order.
+        audit: What was rejected.
+        counts: Rows by step; train, valid and test among them.
+        times: min and max of the events' times.
+    """
+
+    config: Config
+    workspace: Workspace
+    examples: Examples
+    users: Entities
+    items: Entities
+    features: Sequence[FittedFeature]
+    audit: Audit
+    counts: dict[str, int]
+    times: dict[str, float]
+    written: dict[str, Written] = field(default_factory=dict)
+
+    @property
+    def vocabularies(self) -> list[FittedVocabulary]:
+        """user_id, item_id and one a categorical feature."""
+        of_features = [feature.vocabulary for feature in self.features]
+        found = [vocabulary for vocabulary in of_features if vocabulary is not None]
+        return [self.users.vocabulary, self.items.vocabulary, *found]
+
+    def write(self) -> None:
+        """Write every file but the manifest."""
+        functions: list[Callable[[], Any]] = [
+            self._write_train,
+            partial(self._write_held, c.TEST, c.TEST_QUERIES),
+            partial(self._write_held, c.VALID, c.VALID_QUERIES),
+            self._write_users,
+            self._write_items,
+            self._write_rejects,
+        ]
+        functions += [partial(self._write_vocabulary, one) for one in self.vocabularies]
+        concurrently(*functions)
+
+    def _num_files(self, num_rows: int) -> int:
+        return max(1, -(-num_rows // self.config.prepare.rows_per_file))
+
+    def _write_train(self) -> None:
+        rows, prepare = self.counts[c.TRAIN], self.config.prepare
+        examples = self.examples
+        # numbered while the rows are still thin
+        train = shuffled(examples.of(c.TRAIN), self._keys, self.config.seed, rows)
+        train = examples.with_user_features(examples.with_histories(train, c.TRAIN))
+        files = num_train_files(rows, prepare.num_files, prepare.rows_per_file)
+        with stage("write train"):
+            self.written[c.TRAIN] = write_files(
+                train, c.TRAIN, examples.example_columns, rows, files, self.workspace
+            )
+
+    @property
+    def _keys(self) -> list[str]:
+        return [column for column in self.examples.events.columns if column != c.SPLIT]
+
+    def _write_shuffled(
+        self, frame: DataFrame, name: str, columns: list[str], keys: list[str], num_rows: int
+    ) -> None:
+        placed = shuffled(frame, keys, self.config.seed, num_rows)
+        files = self._num_files(num_rows)
+        with stage(f"write {name}"):
+            self.written[name] = write_files(placed, name, columns, num_rows, files, self.workspace)
+
+    def _write_held(self, split: str, queries: str) -> None:
+        """The examples of valid or test, and the queries made of them."""
+        examples = self.examples
+        held = examples.with_histories(examples.of(split), split)
+        held = self.workspace.materialize(held, split)
+        described = examples.with_user_features(held)
+        columns = examples.example_columns
+        self._write_shuffled(described, split, columns, self._keys, self.counts[split])
+        asked = self.workspace.materialize(examples.queries(held, split), queries)
+        described = examples.with_user_features(asked)
+        columns = examples.query_columns
+        self._write_shuffled(described, queries, columns, [c.USER_ID], asked.count())
+
+    def _write_users(self) -> None:
+        now = self.examples.users_now(self.users.frame, int(self.times["max"]))
+        columns = self.examples.user_columns
+        self._write_shuffled(now, c.USERS, columns, [c.USER_ID], self.users.num_rows)
+
+    def _write_items(self) -> None:
+        features = [feature for feature in self.features if feature.spec.side == "item"]
+        encoded = encode(self.items.frame, features).withColumnRenamed(TRAIN_COUNT, c.COUNT)
+        columns = [c.ITEM_ID, c.ITEM_INDEX, c.TITLE, c.COUNT]
+        columns += [feature.spec.column for feature in features]
+        self._write_ordered(encoded, c.ITEM_INDEX, c.ITEMS, columns, self.items.num_rows)
+
+    def _write_vocabulary(self, vocabulary: FittedVocabulary) -> None:
+        name, rows = f"vocab/{vocabulary.name}", vocabulary.num_values
+        self._write_ordered(vocabulary.frame, c.ID, name, [c.VALUE, c.ID, c.COUNT], rows)
+
+    def _write_ordered(
+        self, frame: DataFrame, index: str, name: str, columns: list[str], num_rows: int
+    ) -> None:
+        placed = frame.withColumn(POSITION, F.col(index) - c.FIRST_INDEX)
+        files = self._num_files(num_rows)
+        self.written[name] = write_files(
+            placed, name, columns, num_rows, files, self.workspace, contiguous=True
+        )
+
+    def _write_rejects(self) -> None:
+        columns = [c.SOURCE, c.REASON, c.RAW_ROW]
+        if not self.audit.rejected:
+            self.written[c.REJECTS] = Written(dict.fromkeys(columns, "string"))
+            return
+        whole = self.audit.rejected[0]
+        for more in self.audit.rejected[1:]:
+            whole = whole.unionByName(more)
+        rows = sum(self.audit.reasons.values())
+        self._write_shuffled(whole, c.REJECTS, columns, columns, rows)
+
+    def manifest(self) -> DatasetManifest:
+        """What is written, with checksums."""
+        directories = {one.name: f"vocab/{one.name}" for one in self.vocabularies}
+        splits = [name for name in sorted(self.written) if name not in directories.values()]
+        files = entries(self.workspace, self.written)
+        prepare = self.config.prepare
+        statistics = {one.spec.column: one.statistics for one in self.features if one.statistics}
+        if self.examples.has_time:
+            statistics[c.TIME] = self.times
+        sections = self.config.model_dump(mode="json")
+        return DatasetManifest(
+            distrec_version=__version__,
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            config_hash=section_hash(self.config, *CONFIG_SECTIONS),
+            config={name: sections[name] for name in CONFIG_SECTIONS},
+            schemas={name: self.written[name].schema for name in splits},
+            splits={name: as_split(files[name]) for name in splits},
+            features=tuple(feature.spec for feature in self.features),
+            vocabularies={
+                one.name: Vocabulary(
+                    name=one.name,
+                    num_embeddings=one.num_embeddings,
+                    sha256=vocabulary_hash(one),
+                    files=files[directories[one.name]],
+                )
+                for one in self.vocabularies
+            },
+            num_users=self.users.vocabulary.num_embeddings,
+            num_trained_items=self.items.vocabulary.num_embeddings,
+            num_items=self.items.num_rows + c.FIRST_INDEX,
+            history_length=prepare.history_length,
+            has_time=self.examples.has_time,
+            has_labels=prepare.events.label is not None or prepare.label_from_rating,
+            counts=self.counts,
+            rejects=dict(sorted(self.audit.reasons.items())),
+            statistics=statistics,
+        )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+import uuid
 import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -48,9 +49,11 @@ _SECONDS_BETWEEN_LINES = 10.0
 class ExportManifest(BaseModel):
     """What an export was made of."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     format_version: int = FORMAT_VERSION
+    identity: str
+    """Of this export alone: a worker that has an older one mapped must not go on with it."""
     created_at: str
     model_version: str
     dataset_hash: str
@@ -93,6 +96,7 @@ def export_items(
         with staging(target) as root:
             _write(root, model, dataset_directory, dataset, verify)
             manifest = ExportManifest(
+                identity=uuid.uuid4().hex,
                 created_at=datetime.now(UTC).isoformat(timespec="seconds"),
                 model_version=model.version,
                 dataset_hash=dataset.content_hash,
@@ -109,6 +113,22 @@ def export_items(
         ) from error
     logger.info("items: %d encoded in %.1f s", num_items, time.monotonic() - started)
     return target
+
+
+def read_export_manifest(export: Path) -> ExportManifest:
+    """The manifest of an export.
+
+    Raises:
+        DataError: There is none, or it is damaged.
+    """
+    path = export / MANIFEST
+    try:
+        return ExportManifest.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValidationError) as error:
+        raise DataError(
+            f"an encoded catalogue has a {MANIFEST}. Received: {path}: {error}. Delete {export} "
+            "and score again."
+        ) from error
 
 
 def open_item_matrix(export: Path) -> Tensor:
@@ -137,10 +157,9 @@ def map_tensor(path: Path) -> Tensor:
 
 def _matches(target: Path, expected: tuple[str, str, int, int]) -> bool:
     try:
-        text = (target / MANIFEST).read_text(encoding="utf-8")
-        manifest = ExportManifest.model_validate_json(text)
+        manifest = read_export_manifest(target)
         sizes = {name: (target / name).stat().st_size for name in _FILES}
-    except (OSError, ValidationError):
+    except (OSError, DataError):
         return False
     found = (
         manifest.model_version,

@@ -22,7 +22,12 @@ from distrec import columns as c
 from distrec.dataset import MANIFEST
 from distrec.errors import DataError
 from distrec.reader import decode_queries
-from distrec.scoring.export import ITEM_MATRIX, map_tensor, open_item_ids, open_item_matrix
+from distrec.scoring.export import (
+    map_tensor,
+    open_item_ids,
+    open_item_matrix,
+    read_export_manifest,
+)
 from distrec.scoring.model import ScoringModel, open_model
 from distrec.scoring.top_k import blocked_top_k
 
@@ -48,6 +53,7 @@ class ScoreTask:
     Args:
         checkpoint: Directory of the checkpoint.
         export: Directory of the encoded catalogue.
+        export_identity: Of the export's manifest.
         blocked: .npy file of bool, (M,): items that nobody gets; "" for none.
         model_version: Written beside every row.
         k: Items a user.
@@ -58,6 +64,7 @@ class ScoreTask:
 
     checkpoint: str
     export: str
+    export_identity: str
     blocked: str
     model_version: str
     k: int
@@ -97,20 +104,25 @@ def score_batches(task: ScoreTask, batches: Iterable[pa.RecordBatch]) -> Iterato
 
 @functools.lru_cache(maxsize=1)
 def _open(task: ScoreTask) -> _Opened:
-    needed = [Path(task.checkpoint) / MANIFEST, Path(task.export) / ITEM_MATRIX]
-    for path in (*needed, *([Path(task.blocked)] if task.blocked else [])):
-        if not path.is_file():
-            raise DataError(
-                "every executor reads the checkpoint and the encoded catalogue under the path "
-                f"that the driver has. Received: no {path} on host {socket.gethostname()}. Put "
-                "output on a file system that all hosts share, and give it as an absolute path."
-            )
-    export = Path(task.export)
+    checkpoint, export = Path(task.checkpoint), Path(task.export)
+    for path in (checkpoint / MANIFEST, export / MANIFEST, Path(task.blocked or task.export)):
+        if not path.exists():
+            raise _not_shared(f"no {path}")
+    if read_export_manifest(export).identity != task.export_identity:
+        raise _not_shared(f"another catalogue in {export}")
     return _Opened(
-        model=open_model(Path(task.checkpoint)),
+        model=open_model(checkpoint),
         items=open_item_matrix(export),
         item_ids=open_item_ids(export),
         blocked=map_tensor(Path(task.blocked)) if task.blocked else None,
+    )
+
+
+def _not_shared(received: str) -> DataError:
+    return DataError(
+        "every executor reads the checkpoint and the encoded catalogue under the path that the "
+        f"driver has. Received: {received} on host {socket.gethostname()}. Put output on a file "
+        "system that all hosts share, mounted at the same path."
     )
 
 

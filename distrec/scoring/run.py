@@ -19,7 +19,7 @@ from distrec.files import commit, staging
 from distrec.prepare.faults import translated
 from distrec.reader.files import open_split
 from distrec.reader.layout import query_layout
-from distrec.scoring.export import export_items
+from distrec.scoring.export import export_items, read_export_manifest
 from distrec.scoring.lists import open_list, read_split, write_block_list
 from distrec.scoring.model import ScoringModel, check_same_data, open_model
 from distrec.scoring.partition import ScoreTask
@@ -133,6 +133,7 @@ class _Scoring:
         return ScoreTask(
             checkpoint=str(self.model.path.absolute()),
             export=str(export.absolute()),
+            export_identity=read_export_manifest(export).identity,
             blocked=str(blocked.absolute()) if blocked else "",
             model_version=self.model.version,
             k=self.score.k,

@@ -18,7 +18,7 @@ ALLOWED = {
     "metrics": {"model", "sharding", "reader"},
     "checkpoint": {"sharding", "model"},
     "trainer": {"reader", "sharding", "model", "checkpoint", "metrics", "job"},
-    "scoring": {"checkpoint", "model", "reader", "sharding", "spark"},
+    "scoring": {"checkpoint", "metrics", "model", "prepare", "reader", "sharding", "spark"},
     "report": set(),
 }
 ONE_FILE = {

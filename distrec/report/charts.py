@@ -120,8 +120,8 @@ def column_chart(
     parts = [_horizontal_grid(up, y), _x_label(x_label)]
     slot = (RIGHT - LEFT) / len(groups)
     width = min(0.76 * slot / len(names), 34.0)
-    # leave labels out where they would touch; a character is about 7.5 wide
-    room = 12 + 7.5 * max(len(group) for group in groups)
+    # leave labels out where they would touch; a character is at most 7.8 wide
+    room = 5 + 7.8 * max(len(group) for group in groups)
     every = max(1, math.ceil(len(groups) * room / (RIGHT - LEFT)))
     for place, group in enumerate(groups):
         middle = LEFT + (place + 0.5) * slot

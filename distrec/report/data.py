@@ -105,7 +105,7 @@ def share_of_top(items_by_count: dict[int, int], share: float) -> float:
 
 
 def length_bins(users_by_length: dict[int, int]) -> tuple[list[str], list[int]]:
-    """Labels and users of bins 0, 1, 2, 3-5, 6-10, 11-20, 21-50 ... that cover all lengths."""
+    """Labels and users of bins 0, 1, 2, 3-5, 6-10 ... 501-1k ... that cover all lengths."""
     longest = max(users_by_length, default=0)
     bounds = [0, 1, 2, 5]
     while bounds[-1] < longest:
@@ -114,7 +114,8 @@ def length_bins(users_by_length: dict[int, int]) -> tuple[list[str], list[int]]:
     labels, amounts = [], []
     for low, high in itertools.pairwise(edges):
         amount = sum(number for value, number in users_by_length.items() if low < value <= high)
-        labels.append(str(high) if high - low == 1 else f"{low + 1}-{high}")
+        end = f"{high // 1000}k" if high >= 1000 else str(high)
+        labels.append(end if high - low == 1 else f"{low + 1}-{end}")
         amounts.append(amount)
     while amounts and amounts[0] == 0:
         labels, amounts = labels[1:], amounts[1:]

@@ -407,6 +407,7 @@ def test_popularity_and_length_by_hand() -> None:
     labels, amounts = length_bins({1: 3, 2: 1, 4: 2, 5: 1, 10: 5, 11: 6, 70: 1})
     assert labels == ["1", "2", "3-5", "6-10", "11-20", "21-50", "51-100"]
     assert amounts == [3, 1, 3, 5, 6, 0, 1]
+    assert length_bins({1: 1, 700: 2})[0][-2:] == ["201-500", "501-1k"]
 
 
 def test_ticks_cover_the_data_in_round_steps() -> None:

@@ -33,7 +33,7 @@ def make_config(directory: Path, **evaluate_options: Any) -> Config:
         "prepare": {"events": {"paths": ["none.csv"], "time": "time"}},
         "model": {"embedding_dim": 8, "autoencoder_hidden": [16], "deep_hidden": [8]},
         "train": {"global_batch_size": 256, "max_epochs": 3, "warmup_steps": 2},
-        "evaluate": {"ks": [1, 10], "batch_size": 64, "cold_item_count": 50, **evaluate_options},
+        "evaluate": {"ks": [1, 10], "batch_size": 64, "cold_item_count": 30, **evaluate_options},
         "launch": {"device": "cpu"},
     }
     return parse_config(document, "the test")
@@ -121,6 +121,11 @@ def test_metrics_of_the_model_and_the_baselines(run: Config) -> None:
         values = {name: model["metrics"] for name, model in part["models"].items()}
         expected = popularity_by_pandas(run, f"{split}_queries", 10)
         assert {name: values["popularity"][name] for name in expected} == pytest.approx(expected)
+        targets = read(run, f"{split}_queries")[c.TARGETS].str[0]
+        num_cold = int((read(run, c.TRAIN).groupby(c.ITEM_INDEX).size()[targets] <= 30).sum())
+        assert 0 < num_cold < 150
+        cold = part["models"]["item_knn"]["slices"]["cold_items"]
+        assert cold["num_targets"] == num_cold
         # whoever sees the groups beats whoever does not
         assert values["item_knn"]["ndcg@10"] > 1.5 * values["popularity"]["ndcg@10"]
         assert values["item_knn"]["diversity@10"] < values["popularity"]["diversity@10"]
@@ -137,8 +142,11 @@ def test_metrics_of_the_model_and_the_baselines(run: Config) -> None:
     assert not [path for path in run.directory.iterdir() if path.name.startswith(".")]
 
 
-def test_the_model_measures_as_it_did_in_training(run: Config, labelled: Config) -> None:
-    # training looks rows up in its tables, evaluate in the files of the checkpoint
+def test_the_model_measures_as_it_did_in_training(
+    run: Config, labelled: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # training looks rows up in its tables, evaluate in the files of the checkpoint, in more parts
+    monkeypatch.setattr(evaluate, "_ITEMS_PER_LOOKUP", 7)
     for config in (run, labelled):
         evaluate.run(config)
         trained = read_checkpoint_manifest(find(config.checkpoint_directory)).metrics

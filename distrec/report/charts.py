@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from distrec.report.scales import Axis, NumberFormat, Scale, fit
 
-WIDTH, HEIGHT = 440, 250
+WIDTH, HEIGHT = 440, 260
 LEFT, RIGHT, TOP, BOTTOM = 58, 424, 32, 204
 NUM_COLORS = 6
 # more marks than this cannot be pointed at one by one
@@ -120,13 +120,15 @@ def column_chart(
     parts = [_horizontal_grid(up, y), _x_label(x_label)]
     slot = (RIGHT - LEFT) / len(groups)
     width = min(0.76 * slot / len(names), 34.0)
-    # leave labels out where they would touch; a character is at most 7.8 wide
-    room = 5 + 7.8 * max(len(group) for group in groups)
-    every = max(1, math.ceil(len(groups) * room / (RIGHT - LEFT)))
+    # labels that would touch are left out, or set lower where text is larger: on a telephone
+    longest = max(len(group) for group in groups)
+    every = max(1, math.ceil((5 + 7.8 * longest) / slot))
+    narrow = max(1, math.ceil((6 + 9.4 * longest) / slot))
     for place, group in enumerate(groups):
         middle = LEFT + (place + 0.5) * slot
         if place % every == 0:
-            parts.append(_text(middle, BOTTOM + 17, group, "tick", "middle"))
+            kind = "tick low" if narrow > every and place % 2 else "tick"
+            parts.append(_text(middle, BOTTOM + 17, group, kind, "middle"))
         for index, name in enumerate(names):
             value = values[index][place]
             if value is None or not math.isfinite(value):

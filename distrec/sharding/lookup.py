@@ -6,9 +6,9 @@ pool with the functions here, so that a model cannot tell them apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -54,23 +54,64 @@ def pool(rows: Tensor, ids: Jagged, pooling: Pooling) -> Tensor:
     """
     if pooling == "none":
         return rows
-    return gather_and_pool(rows, torch.arange(len(rows), device=rows.device), ids, pooling)
+    places = torch.arange(len(rows), device=rows.device)
+    return gather_and_pool(rows, [places], [ids], [pooling])[0]
 
 
-def gather_and_pool(rows: Tensor, index: Tensor, ids: Jagged, pooling: Pooling) -> Tensor:
-    """As `pool(rows[index], ids, pooling)`, without writing rows[index] down.
+def gather_and_pool(
+    rows: Tensor, places: Sequence[Tensor], ids: Sequence[Jagged], poolings: Sequence[Pooling]
+) -> list[Tensor]:
+    """As `pool(rows[places[k]], ids[k], poolings[k])` for every k, in one kernel each way.
+
+    One by one, each would make a gradient of the size of `rows`.
 
     Args:
         rows: float32, (U, D): distinct rows.
-        index: int64, (nnz,): which of them each of `ids.values` is.
+        places: int64, (nnz,) each: which of the rows each of `ids[k].values` is.
         ids: The bags.
-        pooling: As in `Request`.
+        poolings: As in `Request`.
     """
-    if pooling == "none":
-        return rows.index_select(0, index)
-    # 4 times as fast, forward and backward, as index_add of the gathered rows
-    total = functional.embedding_bag(index, rows, ids.offsets, mode="sum", include_last_offset=True)
-    return total / _counts(ids) if pooling == "mean" else total
+    # without pooling, every id is a bag of its own: faster both ways than index_select
+    lengths = [
+        torch.ones_like(index) if pooling == "none" else bags.lengths
+        for index, bags, pooling in zip(places, ids, poolings, strict=True)
+    ]
+    bags = Jagged.from_lengths(torch.cat(list(places)), torch.cat(lengths))
+    pooled = _SumBags.apply(rows, bags)
+    results = []
+    parts = pooled.split([len(part) for part in lengths])
+    for part, bags, pooling in zip(parts, ids, poolings, strict=True):
+        results.append(part / _counts(bags) if pooling == "mean" else part)
+    return results
+
+
+class _SumBags(torch.autograd.Function):
+    """Sum rows by bag; the gradient is the same sum over the transposed bags.
+
+    On CPU that is several times as fast as embedding_bag's own gradient, which has no vectorised
+    kernel; and its order of summation is fixed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, bags: Jagged) -> Tensor:
+        """rows (U, D), and bags of places in it, to (B, D)."""
+        ctx.bags, ctx.num_rows = bags, len(rows)
+        return _sum_bags(rows, bags)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """gradient (B, D) to (U, D): a row's is the sum over the bags that it is in."""
+        bags = ctx.bags
+        places, order = torch.sort(bags.values, stable=True)
+        counts = torch.bincount(places, minlength=ctx.num_rows)
+        transposed = Jagged.from_lengths(bags.bag_of_value[order], counts)
+        return _sum_bags(gradient.contiguous(), transposed), None
+
+
+def _sum_bags(rows: Tensor, bags: Jagged) -> Tensor:
+    return functional.embedding_bag(
+        bags.values, rows, bags.offsets, mode="sum", include_last_offset=True
+    )
 
 
 def _counts(ids: Jagged) -> Tensor:

@@ -94,15 +94,18 @@ class EmbeddingTables(nn.Module):
             return {}
         route = layout.route(requests, self.device)
         fetched = FetchRows.apply(self._anchor, self._exchange, route, torch.is_grad_enabled())
-        return {
-            key: gather_and_pool(
-                fetched[layout.places[request.table].group],
-                route.places[key],
-                request.ids,
-                request.pooling,
-            )
-            for key, request in requests.items()
-        }
+        results: dict[str, Tensor] = {}
+        for group, rows in enumerate(fetched):
+            keys = [k for k, r in requests.items() if layout.places[r.table].group == group]
+            if keys:
+                pooled = gather_and_pool(
+                    rows,
+                    [route.places[key] for key in keys],
+                    [requests[key].ids for key in keys],
+                    [requests[key].pooling for key in keys],
+                )
+                results.update(zip(keys, pooled, strict=True))
+        return results
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Of all tables, from the next update on."""

@@ -1,0 +1,176 @@
+"""Look-up, gradient and update of EmbeddingTables beside nn.EmbeddingBag(sparse=True) and Adagrad.
+
+    python benchmarks/sharding.py [--quick] [--batch-size 4096] [--rounds 7] [--threads 1]
+
+One process, two shapes: `features` is 26 tables of 200,000 rows x 16 with one id an example, as in
+a click model; `history` is one table of 200,000 rows x 64 with bags of 50 ids. Ids are Zipf-like,
+as ids by descending frequency are. Both start from the same rows, take the same steps in turns, and
+must end with equal rows (Adagrad of every number); medians count. Our default, row-wise Adagrad,
+is shown as well. It ends with one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from torch import nn
+
+from distrec.batch import Jagged
+from distrec.config import ShardingConfig
+from distrec.sharding.collectives import OneProcess
+from distrec.sharding.lookup import Request
+from distrec.sharding.plan import TableSpec, plan_tables
+from distrec.sharding.tables import EmbeddingTables
+
+CPU = torch.device("cpu")
+# with a tiny eps the first steps are of size LEARNING_RATE whatever the gradient: rounding decides
+LEARNING_RATE, EPS = 0.05, 1e-3
+# tables, rows, width, ids a bag
+SHAPES = {"features": (26, 200_000, 16, 1), "history": (1, 200_000, 64, 50)}
+QUICK_SHAPES = {"features": (4, 5_000, 16, 1), "history": (1, 5_000, 64, 10)}
+
+
+def make_batches(
+    shape: tuple[int, int, int, int], batch_size: int, number: int
+) -> list[dict[str, Jagged]]:
+    """Bags for every table: ids in [1, rows), the small ones more often."""
+    num_tables, num_rows, _, bag = shape
+    random = np.random.default_rng(1)
+    batches = []
+    for _ in range(number):
+        batch = {}
+        for table in range(num_tables):
+            # density falls like 1 / id
+            ids = np.exp(random.random(batch_size * bag) * np.log(num_rows)).astype(np.int64)
+            values = torch.from_numpy(np.clip(ids, 1, num_rows - 1))
+            batch[f"t{table}"] = Jagged.from_lengths(values, torch.full((batch_size,), bag))
+        batches.append(batch)
+    return batches
+
+
+def make_tables(shape: tuple[int, int, int, int], optimizer: str) -> EmbeddingTables:
+    """Ours, on one process."""
+    config = ShardingConfig.model_validate(
+        {"optimizer": optimizer, "learning_rate": LEARNING_RATE, "eps": EPS}
+    )
+    specs = [TableSpec(f"t{table}", shape[1], shape[2]) for table in range(shape[0])]
+    return EmbeddingTables(plan_tables(specs, config, 1), OneProcess(CPU), config, 1, CPU)
+
+
+class Plain:
+    """torch's own tables, with the rows of ours."""
+
+    def __init__(self, tables: EmbeddingTables) -> None:
+        self.bags = {
+            name: nn.EmbeddingBag.from_pretrained(
+                tables.local_rows(name)[1].clone(),
+                freeze=False,
+                mode="sum",
+                sparse=True,
+                include_last_offset=True,
+            )
+            for name in tables.table_plans
+        }
+        weights = [bag.weight for bag in self.bags.values()]
+        self.optimizer = torch.optim.Adagrad(weights, lr=LEARNING_RATE, eps=EPS)
+
+    def step(self, batch: dict[str, Jagged]) -> None:
+        """Look up, square, update."""
+        self.optimizer.zero_grad()
+        rows = [self.bags[name](ids.values, ids.offsets) for name, ids in batch.items()]
+        torch.stack([part.square().sum() for part in rows]).sum().backward()
+        self.optimizer.step()
+
+
+def our_step(tables: EmbeddingTables) -> Callable[[dict[str, Jagged]], None]:
+    """The same step with ours."""
+
+    def step(batch: dict[str, Jagged]) -> None:
+        rows = tables({name: Request(name, ids, "sum") for name, ids in batch.items()})
+        torch.stack([part.square().sum() for part in rows.values()]).sum().backward()
+
+    return step
+
+
+def measure(
+    shape: tuple[int, int, int, int], batch_size: int, rounds: int
+) -> dict[str, float | int]:
+    """Median milliseconds a step of each, taking turns."""
+    ours, rowwise = make_tables(shape, "adagrad"), make_tables(shape, "rowwise_adagrad")
+    plain = Plain(ours)
+    steps = {"ours": our_step(ours), "ours_rowwise": our_step(rowwise), "plain": plain.step}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for number, batch in enumerate(make_batches(shape, batch_size, rounds + 1)):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step(batch)
+            # the first round pays for memory that the later ones find
+            if number:
+                times[name].append(time.perf_counter() - start)
+    difference = max(
+        float((ours.local_rows(name)[1] - bag.weight.detach()).abs().max())
+        for name, bag in plain.bags.items()
+    )
+    assert difference < 1e-3, f"the two have learned different rows: {difference}"
+    medians = {name: statistics.median(values) * 1000 for name, values in times.items()}
+    return {
+        "ids": batch_size * shape[0] * shape[3],
+        "ours_ms": round(medians["ours"], 3),
+        "ours_rowwise_ms": round(medians["ours_rowwise"], 3),
+        "plain_ms": round(medians["plain"], 3),
+        "ratio": round(medians["plain"] / medians["ours"], 3),
+        "ratio_rowwise": round(medians["plain"] / medians["ours_rowwise"], 3),
+        "largest_difference": difference,
+    }
+
+
+def main() -> None:
+    """Measure both shapes and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small tables, a few seconds")
+    parser.add_argument("--batch-size", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    shapes = QUICK_SHAPES if arguments.quick else SHAPES
+    batch_size = min(arguments.batch_size, 512) if arguments.quick else arguments.batch_size
+    print(f"{platform.machine()}, {os.cpu_count()} cores, {arguments.threads} threads")
+    versions = {name: version(name) for name in ("torch", "fbgemm-gpu-cpu")}
+    print(", ".join(f"{name} {number}" for name, number in versions.items()))
+    command = shlex.join(["python", *sys.argv])
+    print(command)
+    results = {}
+    for name, shape in shapes.items():
+        found = measure(shape, batch_size, arguments.rounds)
+        results[name] = found
+        print(
+            f"{name}: EmbeddingTables {found['ours_ms']:.1f} ms (row-wise Adagrad "
+            f"{found['ours_rowwise_ms']:.1f} ms), nn.EmbeddingBag + Adagrad "
+            f"{found['plain_ms']:.1f} ms: {found['ratio']:.2f} (row-wise "
+            f"{found['ratio_rowwise']:.2f}) times as fast"
+        )
+    print(
+        json.dumps(
+            {
+                "benchmark": "sharding", "command": command, "cores": os.cpu_count(),
+                "threads": arguments.threads, "batch_size": batch_size,
+                "versions": versions, "results": results,
+            }
+        )
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

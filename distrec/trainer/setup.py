@@ -157,8 +157,8 @@ def check_agreement(inputs: Inputs, collectives: Collectives) -> None:
         TrainingError: On every rank, with what differs and where.
     """
     config = inputs.config
-    own = {f"[{name}]": section_hash(config, name) for name in type(config).model_fields}
-    own["the dataset"] = inputs.identity.dataset_hash
+    own = {"the dataset": inputs.identity.dataset_hash}
+    own |= {f"[{name}]": section_hash(config, name) for name in type(config).model_fields}
     every = collectives.gather_objects(own, "train.agreement")
     for name in own:
         values = [answer.get(name) for answer in every]

@@ -55,13 +55,25 @@ def pool(rows: Tensor, ids: Jagged, pooling: Pooling) -> Tensor:
     if pooling == "none":
         return rows
     places = torch.arange(len(rows), device=rows.device)
-    return gather_and_pool(rows, [places], [ids], [pooling])[0]
+    return gather_and_pool(rows, places, ids, pooling)
 
 
-def gather_and_pool(
+def gather_and_pool(rows: Tensor, places: Tensor, ids: Jagged, pooling: Pooling) -> Tensor:
+    """As `pool(rows[places], ids, pooling)`, without writing rows[places] down.
+
+    Args:
+        rows: float32, (U, D): distinct rows.
+        places: int64, (nnz,): which of them each of `ids.values` is.
+        ids: The bags.
+        pooling: As in `Request`.
+    """
+    return gather_and_pool_all(rows, [places], [ids], [pooling])[0]
+
+
+def gather_and_pool_all(
     rows: Tensor, places: Sequence[Tensor], ids: Sequence[Jagged], poolings: Sequence[Pooling]
 ) -> list[Tensor]:
-    """As `pool(rows[places[k]], ids[k], poolings[k])` for every k, in one kernel each way.
+    """As `gather_and_pool` for every k of the lists, in one kernel each way.
 
     One by one, each would make a gradient of the size of `rows`.
 

@@ -15,7 +15,7 @@ from distrec.sharding.collectives import Collectives
 from distrec.sharding.exchange import Exchange, FetchRows
 from distrec.sharding.initial import initial_rows
 from distrec.sharding.kernels import FusedTable
-from distrec.sharding.lookup import Request, gather_and_pool
+from distrec.sharding.lookup import Request, gather_and_pool_all
 from distrec.sharding.plan import TablePlan, state_width
 from distrec.sharding.routing import Layout
 
@@ -98,7 +98,7 @@ class EmbeddingTables(nn.Module):
         for group, rows in enumerate(fetched):
             keys = [k for k, r in requests.items() if layout.places[r.table].group == group]
             if keys:
-                pooled = gather_and_pool(
+                pooled = gather_and_pool_all(
                     rows,
                     [route.places[key] for key in keys],
                     [requests[key].ids for key in keys],

@@ -50,7 +50,7 @@ def test_pool_equals_embedding_bag(bags: list[list[int]], pooling: Pooling) -> N
     for gathered in (True, False):
         rows = weight.clone().requires_grad_()
         if gathered:
-            (found,) = gather_and_pool(rows, [ids.values], [ids], [pooling])
+            found = gather_and_pool(rows, ids.values, ids, pooling)
         else:
             found = pool(rows[ids.values], ids, pooling)
         torch.testing.assert_close(found, expected)

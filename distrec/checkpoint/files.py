@@ -60,6 +60,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileEntry:
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         save_file(on_cpu, str(path))
+        # safetensors keeps files to their owner; jobs of other users read checkpoints too
+        path.chmod(path.parent.stat().st_mode & 0o666)
         fsync(path)
         return FileEntry(path=path.name, num_bytes=path.stat().st_size, sha256=sha256(path))
     except (SafetensorError, OSError) as error:

@@ -1,0 +1,43 @@
+"""What must not change unnoticed: a short loss curve, and that old checkpoints stay readable.
+
+After a change that is meant to change the numbers, write the curve again and say why in the commit:
+python -m tests.golden.regenerate
+
+The checkpoint of a format version is written once, by the same command with --checkpoint, when the
+version is new; it is never written again.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from distrec import checkpoint
+from distrec.batch import Jagged
+from distrec.sharding.lookup import Request
+from tests.golden.regenerate import CHECKPOINT, CURVE, curve
+
+
+def test_loss_curve(tmp_path: Path) -> None:
+    expected = json.loads(CURVE.read_text())
+    assert curve(tmp_path) == pytest.approx(expected, abs=1e-4)
+    assert len(expected) == 24
+    assert expected[-1] < expected[0] - 0.5
+
+
+def test_a_checkpoint_of_format_1_is_readable() -> None:
+    path = CHECKPOINT / "step-00000002"
+    checkpoint.verify(path)
+    manifest = checkpoint.read_checkpoint_manifest(path)
+    assert (manifest.format_version, manifest.global_step, manifest.world_size) == (1, 2, 2)
+    expected = json.loads((CHECKPOINT / "expected.json").read_text())
+    model = checkpoint.load_model(path)
+    bias = model.towers["deep"].user_network.layers[0].bias
+    torch.testing.assert_close(bias, torch.tensor(expected["bias"]), atol=0, rtol=0)
+    tables = checkpoint.MappedTables(path)
+    rows = tables({"x": Request("item", Jagged.from_lists([[0, 3], [5]]), "sum")})["x"]
+    torch.testing.assert_close(rows, torch.tensor(expected["rows"]), atol=0, rtol=0)
+    assert len(manifest.tables["item"].shards) == 2

@@ -210,13 +210,14 @@ def new_user(history: list[int], group: int = 0, age: float = 0.0, seen: int = 0
 
 def test_listed_users_known_and_new(spark: SparkSession, run: Run, tmp_path: Path) -> None:
     path = tmp_path / "users.parquet"
-    long = list(range(2, 14))  # longer than L = 8
+    long = list(range(2, 14))
     rows = [
         ("u5", None, None, None),
         ("by history", ["i4", "i41", "no item", "i9", "i4"], None, None),
         ("by features", [], 3, 0.5),
         ("nothing", None, None, None),
-        ("long", [f"i{k}" for k in long], None, None),
+        # longer than L = 8, and the first item once more: only its later place counts
+        ("long", [f"i{k}" for k in [*long, 2]], None, None),
         ("u5", ["i2"], None, None),
     ]
     schema = pa.schema(
@@ -234,11 +235,10 @@ def test_listed_users_known_and_new(spark: SparkSession, run: Run, tmp_path: Pat
     place = ids.index("u5")
     expected = {
         "u5": (shares[place], seen[place]),
-        # i4 stands twice: the later place counts
         "by history": (run.shares(new_user([41, 9, 4]))[0], [41, 9, 4]),
         "by features": (run.shares(new_user([], 3, 0.5))[0], []),
         "nothing": (run.shares(new_user([]))[0], []),
-        "long": (run.shares(new_user(long[-8:], seen=12))[0], long),
+        "long": (run.shares(new_user([*long[-7:], 2], seen=12))[0], long),
     }
     assert sorted(found) == sorted(expected)
     for user, (share, masked) in expected.items():

@@ -9,7 +9,7 @@ id feature is padding, one that is rare or new is unknown.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from pyspark.sql import Column, DataFrame
@@ -249,14 +249,16 @@ def hashed_ngrams(text: Column, config: FeatureConfig, num_buckets: int) -> Colu
         starts = F.when(
             F.size(words) >= length, F.sequence(F.lit(1), F.size(words) - (length - 1))
         ).otherwise(F.array().cast("array<int>"))
-        joined = F.transform(
-            starts, lambda start, n=length: F.concat_ws(" ", F.slice(words, start, F.lit(n)))
-        )
-        grams = F.concat(grams, joined)
+        grams = F.concat(grams, F.transform(starts, _gram(words, length)))
     ids = F.transform(
         grams, lambda gram: F.pmod(F.xxhash64(gram), F.lit(num_buckets)) + c.FIRST_INDEX
     )
     return F.slice(F.array_distinct(ids), 1, config.max_values).cast("array<bigint>")
+
+
+def _gram(words: Column, length: int) -> Callable[[Column], Column]:
+    """From the place of its first word, 1-based, to an n-gram."""
+    return lambda start: F.concat_ws(" ", F.slice(words, start, F.lit(length)))
 
 
 def _look_up(frame: DataFrame, feature: FittedFeature) -> DataFrame:

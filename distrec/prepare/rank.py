@@ -51,10 +51,18 @@ def number(
     inside = F.row_number().over(Window.partitionBy(part).orderBy(*order)).cast("long") - 1
     if num_parts == 1:
         return frame.withColumn(name, inside)
-    before = Window.orderBy(part).rowsBetween(Window.unboundedPreceding, -1)
-    offsets = frame.groupBy(part).agg(F.count("*").alias(_OFFSET))
-    # as many rows as there are parts, so one task may see them all
-    offsets = offsets.select(part, F.coalesce(F.sum(_OFFSET).over(before), F.lit(0)).alias(_OFFSET))
+    sizes = frame.groupBy(part).agg(F.count("*").alias("size"))
+    # one row with as many elements as there are parts; a window over all of them would do the same
+    # with a warning
+    sizes = sizes.agg(F.sort_array(F.collect_list(F.struct(part, "size"))).alias("sizes"))
+    offsets = sizes.select("sizes", F.posexplode("sizes").alias("place", "one")).select(
+        F.col(f"one.{part}").alias(part),
+        F.aggregate(
+            F.slice("sizes", F.lit(1), F.col("place")),
+            F.lit(0).cast("long"),
+            lambda total, one: total + one["size"],
+        ).alias(_OFFSET),
+    )
     return (
         frame.join(F.broadcast(offsets), part, "inner")
         .withColumn(name, F.col(_OFFSET) + inside)

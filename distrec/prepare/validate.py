@@ -86,10 +86,10 @@ class Checks:
             self.reject(value.contains(_REPLACEMENT), f"bytes that are not {self.source.encoding}")
         return F.when(F.trim(value) != "", value)
 
-    def number(self, column: str) -> Column:
+    def number(self, column: str, called: str = "a number") -> Column:
         """A finite float64; null when missing, that is empty or NaN."""
         kind, value = self._type(column), _quoted(column)
-        reason = f"column {column!r} is not a number"
+        reason = f"column {column!r} is not {called}"
         if isinstance(kind, NumericType):
             value = F.nanvl(value.cast("double"), F.lit(None).cast("double"))
         else:
@@ -120,7 +120,7 @@ class Checks:
             seconds = F.unix_seconds(value.cast("timestamp"))
         elif time_format in ("unix_seconds", "unix_milliseconds"):
             divisor = 1000 if time_format == "unix_milliseconds" else 1
-            seconds = F.floor(self.number(column) / divisor)
+            seconds = F.floor(self.number(column, "a time") / divisor)
         else:
             seconds = F.unix_seconds(F.try_to_timestamp(self.text(column), F.lit(time_format)))
         self.reject(seconds.isNull(), f"column {column!r} is not a time")
@@ -152,7 +152,8 @@ class Checks:
             vector,
             lambda x: x.isNotNull() & ~F.isnan(x) & (F.abs(x) < float("inf")),
         )
-        self.reject(F.size(cells) != feature.dim, f"column {column!r} has not {feature.dim} values")
+        wrong = cells.isNotNull() & (F.size(cells) != feature.dim)
+        self.reject(wrong, f"column {column!r} has not {feature.dim} values")
         self.reject(~readable, f"column {column!r} is not a list of numbers")
         return vector
 

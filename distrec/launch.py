@@ -30,7 +30,9 @@ HOROVOD_FIX = "python -m distrec.horovod_build"
 _LINE = re.compile(r"^\[(?P<rank>\d+)\]<(?:stdout|stderr)>:(?P<text>.*)$")
 _EXIT = re.compile(r"Process (?P<rank>\d+) exit with status code (?P<code>\d+)\.")
 # as distrec.job.configure_logging writes them
-_SERIOUS = re.compile(r"^\d\d:\d\d:\d\d [WEC] |^train: ")
+_SERIOUS = re.compile(r"^\d\d:\d\d:\d\d [WEC] ")
+# a rank's error, which the launcher raises and its caller prints
+_REPORTED = re.compile(r"^train: ")
 _SIGNALS = {
     134: "SIGABRT",
     135: "SIGBUS",
@@ -64,10 +66,9 @@ def train_locally(config: Config) -> dict[str, Any]:
         "--config",
         str(config_path.absolute()),
     ]
-    command = rank_command
-    if config.launch.num_ranks > 1:
-        command = horovodrun_command(config) + rank_command
-    code, exits = _run(command, _environment(config), logs / TRAIN_LOG)
+    several = config.launch.num_ranks > 1
+    command = (horovodrun_command(config) if several else []) + rank_command
+    code, exits = _run(command, _environment(config), logs / TRAIN_LOG, several)
     records = read_records(logs, config.launch.num_ranks)
     if code == 0 and 0 in records and "summary" in records[0]:
         return dict(records[0]["summary"])
@@ -117,7 +118,7 @@ def _environment(config: Config) -> dict[str, str]:
 
 
 def _run(
-    command: list[str], environment: Mapping[str, str], log: Path
+    command: list[str], environment: Mapping[str, str], log: Path, several: bool
 ) -> tuple[int, dict[int, int]]:
     """Run the launcher, show rank 0's lines and the others' warnings, keep everything in the log.
 
@@ -142,7 +143,7 @@ def _run(
                 match = _EXIT.search(line)
                 if match:
                     exits.setdefault(int(match["rank"]), int(match["code"]))
-                shown = _shown(line.rstrip("\n"), bare=command[1] == "-m")
+                shown = _shown(line.rstrip("\n"), several)
                 if shown is not None:
                     print(shown, file=sys.stderr, flush=True)
         return process.wait(), exits
@@ -153,16 +154,18 @@ def _run(
         raise
 
 
-def _shown(line: str, bare: bool) -> str | None:
-    """What the console gets of a line."""
-    if bare:
-        return line
+def _shown(line: str, several: bool) -> str | None:
+    """What the console gets of a line; None for nothing."""
     match = _LINE.match(line)
     if match is None:
+        # one rank speaks for itself; of several, this is horovodrun's own
+        return None if several or _REPORTED.match(line) else line
+    rank, text = match["rank"], match["text"]
+    if _REPORTED.match(text):
         return None
-    if match["rank"] == "0":
-        return match["text"]
-    return f"[rank {match['rank']}] {match['text']}" if _SERIOUS.match(match["text"]) else None
+    if rank == "0":
+        return text
+    return f"[rank {rank}] {text}" if _SERIOUS.match(text) else None
 
 
 def read_records(logs: Path, num_ranks: int) -> dict[int, dict[str, Any]]:
@@ -215,6 +218,11 @@ def explain(
     for record in sorted(stuck, key=lambda record: bool(record.get("waits"))):
         if not record.get("waits"):
             return LaunchError(f"{record['message']}, and was ended. {where}")
+    if not records and not heartbeats:
+        return LaunchError(
+            f"the launcher ended with {code} before any rank had started: {_last_line(logs)} "
+            f"{where}"
+        )
     silent = [rank for rank in range(num_ranks) if rank not in records]
     if silent and (failed or exits or code):
         return LaunchError(f"{_died(silent, exits, heartbeats, code)} {where}")
@@ -222,7 +230,15 @@ def explain(
         return LaunchError(f"{stuck[0]['message']}. {where}")
     for record in failed.values():
         return LaunchError(f"{record.get('message')} {where}")
-    return LaunchError(f"the launcher ended with {code} before any rank reported. {where}")
+    return LaunchError(f"the launcher ended with {code}, and no rank says why. {where}")
+
+
+def _last_line(logs: Path) -> str:
+    try:
+        lines = (logs / TRAIN_LOG).read_text(encoding="utf-8").split("\n")
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing.")
 
 
 def _own_error(rank: int, record: Mapping[str, Any]) -> DistrecError | None:

@@ -19,6 +19,7 @@ from distrec.trainer import setup
 from distrec.trainer.early_stopping import EarlyStopping
 from distrec.trainer.progress import Progress
 from distrec.trainer.setup import Run
+from distrec.trainer.start import find_start, load
 from distrec.trainer.step import check_state, train_step
 
 Beat = Callable[[str], None]
@@ -83,7 +84,7 @@ def train(config: Config, collectives: Collectives, beat: Beat = lambda phase: N
     )
     setup.check_agreement(inputs, collectives)
     beat("looking for a checkpoint")
-    start = setup.find_start(inputs, collectives)
+    start = find_start(inputs, collectives)
     saved = None if start is None else checkpoint.read_checkpoint_manifest(start)
     beat("building the model")
     run = together(
@@ -94,7 +95,7 @@ def train(config: Config, collectives: Collectives, beat: Beat = lambda phase: N
     collectives.broadcast_parameters(run.model.state_dict())
     if start is not None:
         beat(f"loading {start.name}")
-        together("train.load", lambda: setup.load(run, start), collectives)
+        together("train.load", lambda: load(run, start), collectives)
     if world.is_first:
         setup.write_plan(inputs, world.world_size)
     return _Loop(run, saved, beat).run_to_end()
@@ -116,7 +117,6 @@ class _Loop:
         self.directory = run.config.checkpoint_directory
         self.is_first = run.collectives.world.is_first
         self.global_step = 0 if saved is None else saved.global_step
-        self.saved_step = self.global_step if saved is not None else -1
         metric = run.validator.metric
         self.stopping = EarlyStopping(
             self.train_config.early_stopping_patience, metric.higher_is_better
@@ -155,8 +155,6 @@ class _Loop:
         try:
             while not self.is_done:
                 self._run_epoch()
-            if self.saved_step != self.global_step:
-                self._save({}, is_best=not self.run.validator.has_data)
         finally:
             self.progress.close()
         return self._result()
@@ -208,19 +206,20 @@ class _Loop:
         """Validate and save where it is due."""
         step, config = self.global_step, self.train_config
         is_last = step == self.run.total_steps
-        every = config.evaluate_every_steps
+        every, often = config.evaluate_every_steps, config.checkpoint_every_steps
         due = is_last or (step % every == 0 if every else is_epoch_end)
+        save_due = is_last or (step % often == 0 if often else due)
+        if not (due or save_due):
+            return
+        check_state(self.run, place)
         metrics: dict[str, float] = {}
-        is_best = False
+        # without validation data the newest checkpoint stands for the best
+        is_best = due
         if due and self.run.validator.has_data:
-            check_state(self.run, place)
             metrics, is_best = self._validate(place)
-        elif due:
-            is_best = True
-        often = config.checkpoint_every_steps
-        if is_best or self.is_done or (step % often == 0 if often else due):
+        if save_due or is_best or self.stopping.should_stop:
             self._save(metrics, is_best)
-            self.progress.restart_clock()
+        self.progress.restart_clock()
 
     def _validate(self, place: str) -> tuple[dict[str, float], bool]:
         phase = f"validation after {place}"
@@ -241,7 +240,6 @@ class _Loop:
 
     def _save(self, metrics: dict[str, float], is_best: bool) -> None:
         self.beat(f"saving step {self.global_step}")
-        check_state(self.run, f"step {self.global_step}")
         epoch, step_in_epoch = divmod(self.global_step, self.steps_per_epoch)
         position = checkpoint.Position(
             global_step=self.global_step,
@@ -255,7 +253,6 @@ class _Loop:
             self.directory, self.run.inputs.identity, position, self.run.parts,
             self.run.collectives,
         )  # fmt: skip
-        self.saved_step = self.global_step
         together("checkpoint.after", lambda: self._after_save(path, is_best), self.run.collectives)
         self.beat(f"step {self.global_step} is saved")
 

@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from distrec import checkpoint, columns
 from distrec.batch import ItemBatch
-from distrec.checkpoint.together import together
 from distrec.config import Config, section_hash
 from distrec.dataset import DatasetManifest, read_manifest
-from distrec.errors import ConfigError, DataError, TrainingError
+from distrec.errors import DataError, TrainingError
 from distrec.model import ModelSpec, Objective, UnifiedModel, resolve_loss_kind
 from distrec.reader import ExampleReader, read_items
 from distrec.sharding.collectives import Collectives
 from distrec.sharding.plan import TablePlan, plan_tables
 from distrec.sharding.tables import EmbeddingTables
+from distrec.trainer.identity import TRAINED_SECTIONS, resume_hash
 from distrec.trainer.validation import Validator, check_metric
 
 PLAN_LOG = "plan.json"
-TRAINED_SECTIONS = ("model", "loss", "train", "sharding", "reader")
-# keys that change how a run is done or shown, not what it computes: a resumed run may change them
-FREE_KEYS = {
-    "train": ("resume", "log_every_steps", "keep_checkpoints", "checkpoint_every_steps"),
-    "reader": ("prefetch_batches", "cache_mib", "verify", "lanes"),
-    "sharding": ("placement", "replicate_below_mib", "tables", "cpu_offload"),
-}
-
-logger = logging.getLogger("distrec.train")
 
 
 @dataclass(frozen=True)
@@ -138,16 +125,6 @@ def _identity(config: Config, manifest: DatasetManifest, spec: ModelSpec) -> che
     )
 
 
-def resume_hash(config: Config) -> str:
-    """SHA-256 of what must be equal for a run to go on from a checkpoint."""
-    dumped = config.model_dump(mode="json")
-    chosen: dict[str, Any] = {"seed": config.seed}
-    for name in TRAINED_SECTIONS:
-        free = FREE_KEYS.get(name, ())
-        chosen[name] = {key: value for key, value in dumped[name].items() if key not in free}
-    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
-
-
 def check_agreement(inputs: Inputs, collectives: Collectives) -> None:
     """Refuse to start when the ranks read different configurations or datasets.
 
@@ -216,74 +193,6 @@ def dense_optimizer(model: torch.nn.Module, config: Config) -> torch.optim.Optim
     }
     settings = {"lr": train.learning_rate, "weight_decay": train.weight_decay}
     return kinds[train.optimizer](model.parameters(), **settings)  # type: ignore[arg-type]
-
-
-def find_start(inputs: Inputs, collectives: Collectives) -> Path | None:
-    """The checkpoint to go on from, or None to begin; decided by rank 0 for all.
-
-    Checkpoints of another configuration or dataset are moved aside, not deleted.
-
-    Raises:
-        CheckpointError: On every rank.
-    """
-    config, chosen = inputs.config, ""
-    world = collectives.world
-
-    def decide() -> str:
-        return _choose(inputs) if world.is_first else ""
-
-    chosen = together("train.start", decide, collectives)
-    name = str(collectives.broadcast_object(chosen, "train.start.name"))
-    return config.checkpoint_directory / name if name else None
-
-
-def _choose(inputs: Inputs) -> str:
-    config = inputs.config
-    directory = config.checkpoint_directory
-    if not checkpoint.committed(directory):
-        return ""
-    why = "train.resume is false"
-    if config.train.resume:
-        path = checkpoint.find(directory, "newest")
-        manifest = checkpoint.read_checkpoint_manifest(path)
-        if manifest.dataset_hash != inputs.identity.dataset_hash:
-            why = f"{path.name} was trained on another dataset"
-        elif manifest.config_hash != inputs.identity.config_hash:
-            why = f"{path.name} was trained with another configuration"
-        else:
-            return path.name
-    logger.warning("%s: starting anew. Earlier checkpoints: %s", why, _set_aside(directory))
-    return ""
-
-
-def _set_aside(directory: Path) -> Path:
-    """Move a run's checkpoints away under a name that is free."""
-    number = 1
-    while True:
-        target = directory.with_name(f"{directory.name}-before-{number}")
-        if not target.exists():
-            directory.rename(target)
-            return target
-        number += 1
-
-
-def load(run: Run, path: Path) -> checkpoint.CheckpointManifest:
-    """Fill tables, model and optimizer from a checkpoint.
-
-    Raises:
-        ConfigError: The reader would count steps differently.
-    """
-    world = run.collectives.world
-    manifest = checkpoint.load_dense(path, run.model, run.optimizer)
-    checkpoint.load_tables(path, run.tables, run.inputs.plans, run.config.sharding, world)
-    steps = manifest.epoch * run.reader.steps_per_epoch + manifest.step_in_epoch
-    if steps != manifest.global_step:
-        raise ConfigError(
-            f"a resumed run has the same steps in an epoch. Received: {path.name} at epoch "
-            f"{manifest.epoch}, step {manifest.step_in_epoch}, but {run.reader.steps_per_epoch} "
-            "steps in an epoch. Set train.resume = false."
-        )
-    return manifest
 
 
 def write_plan(inputs: Inputs, world_size: int) -> None:

@@ -13,6 +13,7 @@ from distrec import checkpoint
 from distrec.config import Config
 from distrec.sharding.collectives import Collectives
 from distrec.trainer import setup, train
+from distrec.trainer.start import load
 from tests.parallel.harness import run_ranks
 from tests.training import losses, make_config
 
@@ -34,7 +35,7 @@ def measure(config: Config, collectives: Collectives, path: Path) -> dict[str, f
     """Validation metrics of a checkpoint that any number of ranks has written."""
     inputs = setup.read_inputs(config, collectives.world.world_size)
     run = setup.build(inputs, collectives, None)
-    setup.load(run, path)
+    load(run, path)
     return run.validator.measure(run.model, run.tables, lambda: None)
 
 

@@ -113,11 +113,19 @@ def test_another_configuration_starts_anew_and_keeps_the_old_checkpoints(
     assert (tmp_path / "checkpoints-before-1" / "step-00000002").is_dir()
     assert [entry["step"] for entry in log_entries(changed, "step")] == [1, 2]
     # what does not change the result does not stop a run from going on
-    shown = make_config(
-        tmp_path, {"train": {"max_steps": 2, "learning_rate": 0.5, "log_every_steps": 5}}
-    )
-    run(shown)
-    assert not (tmp_path / "checkpoints-before-2").exists()
+    for more in ({"log_every_steps": 5}, {"early_stopping_patience": 7}):
+        run(make_config(tmp_path, {"train": {"max_steps": 2, "learning_rate": 0.5, **more}}))
+        assert not (tmp_path / "checkpoints-before-2").exists()
+
+
+def test_a_run_without_decay_can_be_made_longer(tmp_path: Path) -> None:
+    run(make_config(tmp_path, {"train": {"max_steps": 2, "decay": "none"}}))
+    longer = make_config(tmp_path, {"train": {"max_steps": 4, "decay": "none"}})
+    run(longer)
+    assert [entry["step"] for entry in log_entries(longer, "step")] == [1, 2, 3, 4]
+    once = make_config(tmp_path / "once", {"train": {"max_steps": 4, "decay": "none"}})
+    run(once)
+    assert losses(longer) == losses(once)
 
 
 def rewrite_ages(directory: Path, age: float) -> None:

@@ -52,7 +52,7 @@ WAITED: dict[str, Any] = {**STUCK, "waits": True, "message": "rank 0 waited for 
         ({0: 6}, {0: LOST}, LaunchError, r"^rank 1 died, last seen at: step 7\."),
         ({0: 75}, {0: WAITED, 1: STUCK}, LaunchError, "^rank 1 was stuck for 5 s in x"),
         ({}, {0: WAITED, 1: WAITED}, LaunchError, "^rank 0 waited for the others"),
-        ({}, {}, LaunchError, "^rank 0 died, before it had joined the others; rank 1 died"),
+        ({}, {}, LaunchError, "^rank 0 died, before it had joined the others; rank 1 died, last"),
     ],
 )
 def test_the_first_cause_is_named(

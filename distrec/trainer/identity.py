@@ -1,0 +1,34 @@
+"""Which keys of the configuration decide what a run computes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from distrec.config import Config
+
+TRAINED_SECTIONS = ("model", "loss", "train", "sharding", "reader")
+# keys that change how a run is done or shown, not what it computes: a resumed run may change them
+FREE_KEYS: dict[str, tuple[str, ...]] = {
+    "train": (
+        "resume", "log_every_steps", "keep_checkpoints", "checkpoint_every_steps",
+        "early_stopping_patience",
+    ),
+    "reader": ("prefetch_batches", "cache_mib", "verify", "lanes"),
+    "sharding": ("placement", "replicate_below_mib", "tables", "cpu_offload"),
+}  # fmt: skip
+# where the run ends: part of the learning rate's decay, if there is one
+END_KEYS = ("max_epochs", "max_steps")
+
+
+def resume_hash(config: Config) -> str:
+    """SHA-256 of what must be equal for a run to go on from a checkpoint."""
+    dumped = config.model_dump(mode="json")
+    chosen: dict[str, Any] = {"seed": config.seed}
+    for name in TRAINED_SECTIONS:
+        free = FREE_KEYS.get(name, ())
+        if name == "train" and config.train.decay == "none":
+            free += END_KEYS
+        chosen[name] = {key: value for key, value in dumped[name].items() if key not in free}
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()

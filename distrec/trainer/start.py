@@ -1,0 +1,81 @@
+"""Where a run begins: anew, or from the newest checkpoint of the same configuration and data."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from distrec import checkpoint
+from distrec.checkpoint.together import together
+from distrec.errors import ConfigError
+from distrec.sharding.collectives import Collectives
+from distrec.trainer.setup import Inputs, Run
+
+logger = logging.getLogger("distrec.train")
+
+
+def find_start(inputs: Inputs, collectives: Collectives) -> Path | None:
+    """The checkpoint to go on from, or None to begin; decided by rank 0 for all.
+
+    Checkpoints of another configuration or dataset are moved aside, not deleted.
+
+    Raises:
+        CheckpointError: On every rank.
+    """
+    world = collectives.world
+
+    def decide() -> str:
+        return _choose(inputs) if world.is_first else ""
+
+    chosen = together("train.start", decide, collectives)
+    name = str(collectives.broadcast_object(chosen, "train.start.name"))
+    return inputs.config.checkpoint_directory / name if name else None
+
+
+def _choose(inputs: Inputs) -> str:
+    config = inputs.config
+    directory = config.checkpoint_directory
+    if not checkpoint.committed(directory):
+        return ""
+    why = "train.resume is false"
+    if config.train.resume:
+        path = checkpoint.find(directory, "newest")
+        manifest = checkpoint.read_checkpoint_manifest(path)
+        if manifest.dataset_hash != inputs.identity.dataset_hash:
+            why = f"{path.name} was trained on another dataset"
+        elif manifest.config_hash != inputs.identity.config_hash:
+            why = f"{path.name} was trained with another configuration"
+        else:
+            return path.name
+    logger.warning("%s: starting anew. Earlier checkpoints: %s", why, _set_aside(directory))
+    return ""
+
+
+def _set_aside(directory: Path) -> Path:
+    """Move a run's checkpoints away under a name that is free."""
+    number = 1
+    while True:
+        target = directory.with_name(f"{directory.name}-before-{number}")
+        if not target.exists():
+            directory.rename(target)
+            return target
+        number += 1
+
+
+def load(run: Run, path: Path) -> checkpoint.CheckpointManifest:
+    """Fill tables, model and optimizer from a checkpoint.
+
+    Raises:
+        ConfigError: The reader would count steps differently.
+    """
+    world = run.collectives.world
+    manifest = checkpoint.load_dense(path, run.model, run.optimizer)
+    checkpoint.load_tables(path, run.tables, run.inputs.plans, run.config.sharding, world)
+    steps = manifest.epoch * run.reader.steps_per_epoch + manifest.step_in_epoch
+    if steps != manifest.global_step:
+        raise ConfigError(
+            f"a resumed run has the same steps in an epoch. Received: {path.name} at epoch "
+            f"{manifest.epoch}, step {manifest.step_in_epoch}, but {run.reader.steps_per_epoch} "
+            "steps in an epoch. Set train.resume = false."
+        )
+    return manifest

@@ -305,7 +305,7 @@ class ShardingConfig(Section):
     """Placement of single tables, by name; goes before `placement`."""
     optimizer: Literal["rowwise_adagrad", "adagrad", "sgd"] = "rowwise_adagrad"
     """Fused into the backward pass, exact: rows used twice in a batch are updated once."""
-    learning_rate: float = Field(default=0.05, gt=0)
+    learning_rate: float = Field(default=0.1, gt=0)
     """Of the embedding tables; scheduled like the dense one."""
     eps: float = Field(default=1e-8, gt=0)
     """Adagrad: added to the root of the accumulated squares."""
@@ -340,11 +340,11 @@ class ModelConfig(Section):
     """Share of the history's items withheld from the autoencoder in training (denoising)."""
     id_dropout: float = Field(default=0.1, ge=0, lt=1)
     """Share of user ids and item ids replaced by the unknown id in training, so that the other
-    towers learn to stand in for it."""
+    towers learn to stand in for it; and of examples without their context, which scoring has not."""
     normalize: bool = False
     """Tower vectors of length one (cosine), with `temperature`."""
     temperature: float = Field(default=1.0, gt=0)
-    """Scores are divided by it in the softmax."""
+    """The towers' part of a score is divided by it."""
 
     @model_validator(mode="after")
     def _towers(self) -> ModelConfig:
@@ -385,7 +385,7 @@ class TrainConfig(Section):
     """Stop after this many steps."""
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     """Of the dense part."""
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=3e-3, gt=0)
     """Of the dense part, at its highest."""
     weight_decay: float = Field(default=1e-4, ge=0)
     """Of the dense part (L2)."""
@@ -400,7 +400,7 @@ class TrainConfig(Section):
     backward pass and are not clipped."""
     evaluate_every_steps: int = Field(default=0, ge=0)
     """Validate this often; 0: once an epoch."""
-    early_stopping_patience: int = Field(default=5, ge=0)
+    early_stopping_patience: int = Field(default=3, ge=0)
     """Validations without an improvement after which training stops; 0: never."""
     metric: str = "ndcg@10"
     """Validation metric that is maximised (auc and ranking metrics) or minimised (log_loss)."""

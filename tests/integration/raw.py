@@ -35,8 +35,8 @@ autoencoder_hidden = [32]
 deep_hidden = [16]
 
 [train]
-global_batch_size = 256
-max_epochs = 4
+global_batch_size = 128
+max_epochs = 8
 warmup_steps = 5
 
 [evaluate]
@@ -70,7 +70,7 @@ def write_raw(raw: Path, output: Path, num_users: int = 120, num_items: int = 60
     lines = []
     for user in range(num_users):
         own = [item for item, group in groups.items() if group == user % NUM_GROUPS]
-        taken = rng.sample(own, 10) + rng.sample(range(num_items), 2)
+        taken = rng.sample(range(num_items), 2) + rng.sample(own, 10)
         start = 1_600_000_000 + rng.randrange(1_000_000)
         lines += [
             f"u{user},i{item},{start + 60 * k}" for k, item in enumerate(dict.fromkeys(taken))

@@ -21,7 +21,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy distrec jobs
 
-# the reference is generated from the classes of distrec/config.py
+# the reference is generated from the classes of distrec/config/
 docs: setup
 	$(BIN)/distrec config --reference > docs/configuration.md
 

@@ -14,7 +14,7 @@ from distrec.config import Config, Section, section_of
 INTRODUCTION = """\
 # Configuration reference
 
-One TOML file serves every job. Made by `make docs` from `distrec/config.py`: do not edit. Any key
+One TOML file serves every job. Made by `make docs` from `distrec/config/`: do not edit. Any key
 can be set for one job with `--set section.key=value`. `distrec config FILE` prints a file resolved.
 """
 

@@ -1,0 +1,57 @@
+"""The configuration: one TOML file for every job, typed, refused as a whole before anything starts.
+
+Each section is a frozen class; the text under a key is its documentation, from which
+``docs/configuration.md`` is generated. A key that is left out has the default given here.
+"""
+
+from distrec.config.data import (
+    EventsConfig,
+    FeatureConfig,
+    PrepareConfig,
+    Source,
+    SplitConfig,
+    TableConfig,
+)
+from distrec.config.reading import dump_config, load_config, parse_config, section_of
+from distrec.config.section import Section
+from distrec.config.serving import (
+    EvaluateConfig,
+    LaunchConfig,
+    ReportConfig,
+    ScoreConfig,
+    SparkConfig,
+)
+from distrec.config.training import (
+    LossConfig,
+    ModelConfig,
+    ReaderConfig,
+    ShardingConfig,
+    TrainConfig,
+)
+from distrec.config.whole import Config, section_hash
+
+__all__ = [
+    "Config",
+    "EvaluateConfig",
+    "EventsConfig",
+    "FeatureConfig",
+    "LaunchConfig",
+    "LossConfig",
+    "ModelConfig",
+    "PrepareConfig",
+    "ReaderConfig",
+    "ReportConfig",
+    "ScoreConfig",
+    "Section",
+    "ShardingConfig",
+    "Source",
+    "SparkConfig",
+    "SplitConfig",
+    "TableConfig",
+    "TrainConfig",
+    "dump_config",
+    "load_config",
+    "parse_config",
+    "section_hash",
+    "section_of",
+]

@@ -1,0 +1,253 @@
+"""Sections of prepare: where raw rows are, what their columns are, how they are divided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from distrec import columns
+from distrec.config.section import Section
+
+
+class Source(Section):
+    """Where raw rows are read from."""
+
+    paths: tuple[str, ...] = Field(min_length=1)
+    """Files, directories or glob patterns, on any file system that Spark reads."""
+    format: Literal["csv", "json", "parquet"] = "csv"
+    """csv (any separator), json (one object a line) or parquet. gzip is told by the ending .gz."""
+    separator: str = Field(default=",", min_length=1)
+    """csv: between two columns; several characters are allowed, such as "::"."""
+    header: bool = True
+    """csv: whether the first line of each file names the columns."""
+    column_names: tuple[str, ...] = ()
+    """csv without header: the names of the columns, left to right."""
+    encoding: str = "UTF-8"
+    """csv and json: of the text. Bytes that are not of this encoding go to rejects."""
+    quote: str = Field(default='"', max_length=1)
+    """csv: character around values that hold the separator; "" for none."""
+
+    @model_validator(mode="after")
+    def _names(self) -> Source:
+        if self.format == "csv" and not self.header and not self.column_names:
+            raise ValueError(
+                "csv without a header needs column_names. Received: header = false, no "
+                "column_names. List the columns from left to right"
+            )
+        if self.column_names and (self.format != "csv" or self.header):
+            raise ValueError(
+                "column_names is for csv without a header. Received: "
+                f"format = {self.format!r}, header = {str(self.header).lower()}. Remove it"
+            )
+        return self
+
+
+class FeatureConfig(Section):
+    """One raw column that becomes a feature."""
+
+    column: str
+    """Column of the source."""
+    kind: Literal["categorical", "multi_categorical", "number", "vector", "text"]
+    """categorical: one value. multi_categorical: several, split at `separator` or a list column.
+    number: a float. vector: numbers, split at `separator` or a list column. text: words."""
+    name: str = ""
+    """Name of the feature; by default the column's."""
+    separator: str = "|"
+    """multi_categorical, vector: between two values of one cell."""
+    min_count: int = Field(default=1, ge=1)
+    """categorical: rarer values share the unknown id."""
+    transform: Literal["standardize", "log", "none"] = "standardize"
+    """number: standardize = (x - mean) / std fitted on train; log = sign(x) log(1 + |x|), then
+    standardize."""
+    clip: tuple[float, float] | None = None
+    """number: lower and upper bound, applied to the raw value."""
+    missing: Literal["mean", "zero", "reject"] = "mean"
+    """number, vector: what stands for a missing value; mean is zero after standardising."""
+    num_buckets: int = Field(default=0, ge=0)
+    """number: if > 1, make it categorical by this many quantile buckets fitted on train.
+    text: number of hash buckets (65,536 when 0)."""
+    dim: int = Field(default=0, ge=0)
+    """vector: its length; a row with another length is rejected."""
+    ngrams: int = Field(default=2, ge=1, le=4)
+    """text: longest word n-gram that is hashed."""
+    max_values: int = Field(default=32, ge=1)
+    """multi_categorical, text: values kept of one cell, the first ones."""
+
+    @property
+    def feature_name(self) -> str:
+        """The name, which is the column's unless it is given."""
+        return self.name or self.column
+
+    @model_validator(mode="after")
+    def _possible(self) -> FeatureConfig:
+        if self.kind == "vector" and self.dim < 1:
+            raise ValueError(
+                f"a vector needs dim >= 1. Received: dim = {self.dim} (column {self.column!r}). "
+                "Set dim to the length of the vectors"
+            )
+        if self.feature_name in columns.RESERVED_FEATURE_NAMES:
+            raise ValueError(
+                f"the feature names {sorted(columns.RESERVED_FEATURE_NAMES)} are taken. Received: "
+                f"{self.feature_name!r}. Set name to another word"
+            )
+        if self.clip is not None and self.clip[0] >= self.clip[1]:
+            raise ValueError(f"clip is (lower, upper) with lower < upper. Received: {self.clip}")
+        return self
+
+
+class EventsConfig(Source):
+    """The events: who did what to which item, when."""
+
+    user: str = "user_id"
+    """Column with the user's id; any type, kept as text."""
+    item: str = "item_id"
+    """Column with the item's id; any type, kept as text."""
+    time: str | None = None
+    """Column with the time. Without one there are no ordered histories: order is by item id."""
+    time_format: str = "unix_seconds"
+    """unix_seconds, unix_milliseconds, or a Spark pattern such as yyyy-MM-dd HH:mm:ss (UTC)."""
+    rating: str | None = None
+    """Column with a number that says how much it was liked."""
+    label: str | None = None
+    """Column with 0 or 1: then negatives are kept and AUC and log loss are reported."""
+    weight: str | None = None
+    """Column with a non-negative weight of the event in the loss."""
+    event_type: str | None = None
+    """Column with the kind of event: view, cart, buy."""
+    split: str | None = None
+    """Column with train, valid or test, for split.method = "given"."""
+    context: tuple[FeatureConfig, ...] = ()
+    """Features of the event itself: device, hour, place."""
+
+
+class TableConfig(Source):
+    """A catalogue: one row an item, or one row a user."""
+
+    id: str
+    """Column with the id, as it stands in the events."""
+    title: str | None = None
+    """Items: column with the text to show to people, in reports."""
+    features: tuple[FeatureConfig, ...] = ()
+    """Features of the item or user."""
+    duplicates: Literal["error", "first"] = "error"
+    """What to do when an id stands twice: fail, or keep one row and send the others to rejects."""
+
+
+class SplitConfig(Section):
+    """How events are divided into train, valid and test."""
+
+    method: Literal["leave_one_out", "temporal", "random", "held_out_users", "given"] = (
+        "leave_one_out"
+    )
+    """leave_one_out: each user's last event is test, the one before valid (by time; users with
+    fewer than 3 events stay in train). temporal: cuts at global times. random: shares of each
+    user's events. held_out_users: whole users go to valid and test, part of their events is what is
+    known of them, the rest is to be found. given: events.split, or valid_paths and test_paths."""
+    valid_share: float = Field(default=0.1, ge=0, lt=1)
+    """temporal, random, held_out_users: share of events (random, temporal) or users."""
+    test_share: float = Field(default=0.1, gt=0, lt=1)
+    """As valid_share, for test."""
+    valid_time: int | None = None
+    """temporal: Unix seconds at which valid starts; instead of valid_share."""
+    test_time: int | None = None
+    """temporal: Unix seconds at which test starts; instead of test_share."""
+    known_share: float = Field(default=0.8, gt=0, lt=1)
+    """held_out_users: share of a held-out user's events, the earliest, that are known."""
+    valid_paths: tuple[str, ...] = ()
+    """given: files with the valid events, of the format of [prepare.events]."""
+    test_paths: tuple[str, ...] = ()
+    """given: files with the test events, of the format of [prepare.events]."""
+
+    @model_validator(mode="after")
+    def _shares(self) -> SplitConfig:
+        if self.valid_share + self.test_share >= 1:
+            raise ValueError(
+                "valid_share + test_share must leave something for train. Received: "
+                f"{self.valid_share} + {self.test_share}. Make them smaller"
+            )
+        return self
+
+
+class PrepareConfig(Section):
+    """Raw data to a dataset, with Spark."""
+
+    events: EventsConfig
+    """The events."""
+    items: TableConfig | None = None
+    """The catalogue of items, if there is one."""
+    users: TableConfig | None = None
+    """The table of users, if there is one."""
+    split: SplitConfig = SplitConfig()
+    """How the events are divided."""
+    min_rating: float | None = None
+    """Implicit feedback from ratings: events rated lower are dropped. With label_from_rating they
+    become negatives instead."""
+    label_from_rating: bool = False
+    """Label = rating >= min_rating, and negatives are kept."""
+    event_types: tuple[str, ...] = ()
+    """Kinds of event that are kept; all when empty."""
+    duplicates: Literal["keep_last", "keep_first", "keep_all"] = "keep_last"
+    """Of several events of one user with one item, which one to keep. Equal rows are always one."""
+    user_k_core: int = Field(default=1, ge=1)
+    """Users with fewer events are dropped, again and again until nothing changes."""
+    item_k_core: int = Field(default=1, ge=1)
+    """Items with fewer events are dropped, again and again until nothing changes."""
+    min_user_count: int = Field(default=1, ge=1)
+    """Users with fewer train events share the unknown id."""
+    min_item_count: int = Field(default=1, ge=1)
+    """Items with fewer train events get no row of their own in the embedding tables."""
+    history_length: int = Field(default=50, ge=1)
+    """L: positive events kept of a user's past."""
+    max_reject_share: float = Field(default=0.01, ge=0, le=1)
+    """The job fails when a larger share of the rows of a source breaks the contract."""
+    latest_time: int | None = None
+    """Unix seconds; a later event is rejected as lying in the future. By default: now."""
+    num_files: int = Field(default=0, ge=0)
+    """Parquet files of train; 0: enough that each holds at most rows_per_file, a multiple of 12."""
+    rows_per_file: int = Field(default=1_000_000, ge=1)
+    """Upper bound of rows a file when num_files is 0."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> PrepareConfig:
+        events, split = self.events, self.split
+        if self.min_rating is not None and events.rating is None:
+            raise ValueError(
+                "min_rating needs events.rating. Received: min_rating = "
+                f"{self.min_rating}, no rating column. Name the column"
+            )
+        if self.label_from_rating and (self.min_rating is None or events.label is not None):
+            raise ValueError(
+                "label_from_rating needs min_rating, and no events.label. Received: min_rating = "
+                f"{self.min_rating}, events.label = {events.label!r}"
+            )
+        if self.event_types and events.event_type is None:
+            raise ValueError(
+                f"event_types needs events.event_type. Received: {list(self.event_types)}, no "
+                "column. Name the column"
+            )
+        if split.method in ("leave_one_out", "temporal") and events.time is None:
+            raise ValueError(
+                f"split.method = {split.method!r} needs events.time. Received: no time column. "
+                'Name it, or use split.method = "random"'
+            )
+        if split.method == "given" and (events.split is None) == (not split.test_paths):
+            raise ValueError(
+                'split.method = "given" needs either events.split or split.test_paths. Received: '
+                f"events.split = {events.split!r}, test_paths = {list(split.test_paths)}"
+            )
+        for side, features in self.features_by_side():
+            names = [feature.feature_name for feature in features]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(
+                    f"feature names of one side differ. Received twice: {twice} ({side}). Set name"
+                )
+        return self
+
+    def features_by_side(self) -> Iterable[tuple[str, tuple[FeatureConfig, ...]]]:
+        """The features of users, items and context."""
+        yield "user", self.users.features if self.users else ()
+        yield "item", self.items.features if self.items else ()
+        yield "context", self.events.context

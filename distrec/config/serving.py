@@ -1,0 +1,94 @@
+"""Sections of what comes after training, and of where the jobs run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from distrec.config.section import Section
+
+
+class EvaluateConfig(Section):
+    """Measuring on valid and test queries, whole catalogue."""
+
+    ks: tuple[int, ...] = (5, 10, 20, 50)
+    """Cut-offs K."""
+    exclude_seen: bool = True
+    """Mask what the user has already had."""
+    batch_size: int = Field(default=1024, ge=1)
+    """Users scored at once."""
+    baselines: tuple[Literal["popularity", "item_knn"], ...] = ("popularity", "item_knn")
+    """Measured beside the model through the same code."""
+    knn_neighbors: int = Field(default=100, ge=1)
+    """item_knn: neighbours kept of an item."""
+    cold_user_events: int = Field(default=10, ge=0)
+    """Slice: a user with at most this many events is cold."""
+    cold_item_count: int = Field(default=10, ge=0)
+    """Slice: an item with at most this many train events is cold."""
+
+    @model_validator(mode="after")
+    def _cutoffs(self) -> EvaluateConfig:
+        if not self.ks or min(self.ks) < 1:
+            raise ValueError(f"ks lists cut-offs >= 1. Received: {list(self.ks)}")
+        return self
+
+
+class ScoreConfig(Section):
+    """Top-K for everyone, with Spark."""
+
+    k: int = Field(default=20, ge=1)
+    """Items a user."""
+    users: str | None = None
+    """Parquet or CSV file with a column user_id: only these; else every known user. A user unknown
+    to the dataset may bring a column history (list of raw item ids) and user features."""
+    block_list: str | None = None
+    """Parquet or CSV file with a column item_id: never recommended."""
+    exclude_seen: bool = True
+    """Leave out what the user has already had."""
+    user_block: int = Field(default=1024, ge=1)
+    """Users in one matrix product."""
+    item_block: int = Field(default=65_536, ge=1)
+    """Items in one matrix product."""
+    checkpoint: Literal["best", "newest"] = "best"
+    """Which checkpoint of the run scores."""
+    num_files: int = Field(default=0, ge=0)
+    """Parquet files written; 0: as many as Spark has partitions."""
+
+
+class LaunchConfig(Section):
+    """Where the ranks run. Nothing here changes what is computed."""
+
+    num_ranks: int = Field(default=1, ge=1)
+    """Processes, one a GPU or one a CPU socket."""
+    hosts: tuple[str, ...] = ()
+    """host:slots, as for horovodrun -H; this machine when empty."""
+    threads_per_rank: int = Field(default=1, ge=1)
+    """CPU threads of each rank."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where there is one."""
+    network_interfaces: tuple[str, ...] = ()
+    """Interfaces for Gloo, such as eth0; on one machine the loopback."""
+    timeout_seconds: int = Field(default=120, ge=1)
+    """A rank that waits longer in a collective stops the job."""
+
+
+class SparkConfig(Section):
+    """The Spark session, when a job is not started by spark-submit with its own settings."""
+
+    master: str = "local[*]"
+    """As spark-submit --master."""
+    driver_memory: str = "4g"
+    """Of the driver; in local mode that is everything."""
+    shuffle_partitions: int = Field(default=0, ge=0)
+    """0: twice the cores in local mode, else Spark's own default."""
+    conf: Mapping[str, str] = {}
+    """Any other Spark setting."""
+
+
+class ReportConfig(Section):
+    """The HTML report."""
+
+    sample_users: int = Field(default=50, ge=0)
+    """Users shown with their history and recommendations."""

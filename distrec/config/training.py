@@ -1,0 +1,148 @@
+"""Sections of train: reader, tables, model, loss, loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from distrec.config.section import Section
+
+
+class ReaderConfig(Section):
+    """Parquet to batches."""
+
+    lanes: int = Field(default=0, ge=0)
+    """An epoch is cut into this many equal lanes, dealt over the ranks; a global batch takes the
+    same number of rows from each, so that it is the same on any number of ranks. 0: 12 when
+    world_size divides 12, else world_size."""
+    shuffle: bool = True
+    """Another order every epoch, a pure function of the seed and the epoch."""
+    prefetch_batches: int = Field(default=4, ge=1)
+    """Batches made ready in the background."""
+    cache_mib: int = Field(default=256, ge=0)
+    """Decoded row groups kept in memory by each rank; small datasets are then read once."""
+    verify: Literal["size", "sha256"] = "size"
+    """What of each file is checked against the manifest before the first step."""
+
+
+class ShardingConfig(Section):
+    """Embedding tables over the ranks."""
+
+    placement: Literal["auto", "row_wise", "replicated"] = "auto"
+    """auto: tables up to replicate_below_mib are on every rank, the others are spread by row."""
+    replicate_below_mib: float = Field(default=1.0, ge=0)
+    """Size of the weights, in MiB, up to which auto replicates a table."""
+    tables: Mapping[str, Literal["row_wise", "replicated"]] = {}
+    """Placement of single tables, by name; goes before `placement`."""
+    optimizer: Literal["rowwise_adagrad", "adagrad", "sgd"] = "rowwise_adagrad"
+    """Fused into the backward pass, exact: rows used twice in a batch are updated once."""
+    learning_rate: float = Field(default=0.1, gt=0)
+    """Of the embedding tables; scheduled like the dense one."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Adagrad: added to the root of the accumulated squares."""
+    init_scale: float = Field(default=0.05, gt=0)
+    """Rows start uniform in [-init_scale, init_scale], a pure function of seed, table and row."""
+    precision: Literal["fp32", "fp16"] = "fp32"
+    """Of the weights; optimizer state is fp32."""
+    cpu_offload: bool = False
+    """GPU: keep tables in host memory with a cache on the device (FBGEMM's UVM caching)."""
+
+
+class ModelConfig(Section):
+    """The unified model: towers that share embeddings, weighed by a gate."""
+
+    towers: tuple[Literal["cf", "autoencoder", "deep"], ...] = ("cf", "autoencoder", "deep")
+    """Which towers are on."""
+    embedding_dim: int = Field(default=64, ge=4, multiple_of=4)
+    """D, the width of user, item and tower vectors."""
+    feature_dim: int = Field(default=16, ge=4, multiple_of=4)
+    """Width of the embeddings of features."""
+    share_item_embedding: bool = True
+    """One item table for the cf tower and the autoencoder's output; else one each."""
+    autoencoder_hidden: tuple[int, ...] = (256,)
+    """Widths of the hidden layers between the pooled history and the tower's vector."""
+    deep_hidden: tuple[int, ...] = (128,)
+    """Widths of the hidden layers of the deep tower, user and item side."""
+    gate_hidden: int = Field(default=16, ge=1)
+    """Width of the hidden layer of the gate."""
+    dropout: float = Field(default=0.2, ge=0, lt=1)
+    """Of hidden layers."""
+    input_dropout: float = Field(default=0.3, ge=0, lt=1)
+    """Share of the history's items withheld from the autoencoder in training (denoising)."""
+    id_dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Share of user ids and item ids replaced by the unknown id in training, so that the other
+    towers learn to stand in for it; also of examples whose context, which scoring lacks, is
+    withheld."""
+    normalize: bool = False
+    """Tower vectors of length one (cosine), with `temperature`."""
+    temperature: float = Field(default=1.0, gt=0)
+    """The towers' part of a score is divided by it."""
+
+    @model_validator(mode="after")
+    def _towers(self) -> ModelConfig:
+        if not self.towers or len(set(self.towers)) != len(self.towers):
+            raise ValueError(
+                f"towers names each tower once, and at least one. Received: {list(self.towers)}"
+            )
+        return self
+
+
+class LossConfig(Section):
+    """What is minimised."""
+
+    kind: Literal["auto", "softmax", "sampled_softmax", "binary"] = "auto"
+    """softmax over the whole catalogue; sampled_softmax with logQ correction; binary
+    cross-entropy on label. auto: binary when the data has labels, else softmax up to
+    full_softmax_items items, else sampled_softmax."""
+    full_softmax_items: int = Field(default=20_000, ge=1)
+    """auto: largest catalogue for the full softmax."""
+    num_negatives: int = Field(default=4096, ge=1)
+    """sampled_softmax: items drawn a step, shared by the global batch."""
+    sampling_power: float = Field(default=0.75, ge=0, le=1)
+    """sampled_softmax: items are drawn in proportion to (count + 1) ** sampling_power."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """softmax: share of the target spread over the catalogue."""
+    l2: float = Field(default=1e-5, ge=0)
+    """Weight of the squared norm of the embeddings that an example uses."""
+
+
+class TrainConfig(Section):
+    """The loop."""
+
+    global_batch_size: int = Field(default=2048, ge=1)
+    """Examples a step over all ranks: what is computed does not change with their number."""
+    max_epochs: int = Field(default=20, ge=1)
+    """Passes over train."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Stop after this many steps."""
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """Of the dense part."""
+    learning_rate: float = Field(default=3e-3, gt=0)
+    """Of the dense part, at its highest."""
+    weight_decay: float = Field(default=1e-4, ge=0)
+    """Of the dense part (L2)."""
+    warmup_steps: int = Field(default=100, ge=0)
+    """Steps over which both learning rates rise from 0."""
+    decay: Literal["none", "linear", "cosine"] = "cosine"
+    """After the warm-up, down to min_learning_rate_share at the last step."""
+    min_learning_rate_share: float = Field(default=0.05, ge=0, le=1)
+    """Where the decay ends, as a share of the highest rate."""
+    gradient_clip: float = Field(default=5.0, ge=0)
+    """Largest norm of the dense gradients; 0 for no clipping. Embedding rows are updated inside the
+    backward pass and are not clipped."""
+    evaluate_every_steps: int = Field(default=0, ge=0)
+    """Validate this often; 0: once an epoch."""
+    early_stopping_patience: int = Field(default=3, ge=0)
+    """Validations without an improvement after which training stops; 0: never."""
+    metric: str = "ndcg@10"
+    """Validation metric that is maximised (auc and ranking metrics) or minimised (log_loss)."""
+    checkpoint_every_steps: int = Field(default=0, ge=0)
+    """Save this often; 0: at every validation."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Newest checkpoints kept, beside the best one."""
+    log_every_steps: int = Field(default=10, ge=1)
+    """Steps between two lines of progress."""
+    resume: bool = True
+    """Go on from the newest checkpoint when it is of the same configuration and dataset."""

@@ -1,0 +1,121 @@
+"""The whole file: every section, and the places that follow from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from distrec.config.data import PrepareConfig
+from distrec.config.section import Section
+from distrec.config.serving import (
+    EvaluateConfig,
+    LaunchConfig,
+    ReportConfig,
+    ScoreConfig,
+    SparkConfig,
+)
+from distrec.config.training import (
+    LossConfig,
+    ModelConfig,
+    ReaderConfig,
+    ShardingConfig,
+    TrainConfig,
+)
+
+
+class Config(Section):
+    """The whole file."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run."""
+    output: str = ""
+    """Directory of everything the run writes; runs/<name> when empty."""
+    data: Literal["", "movielens-100k"] = ""
+    """Public data set that `distrec run` fetches first, into data/<name>."""
+    seed: int = Field(default=1, ge=0)
+    """Of every random choice: split, order, initial weights, dropout."""
+    prepare: PrepareConfig
+    """Raw data to a dataset."""
+    reader: ReaderConfig = ReaderConfig()
+    """Parquet to batches."""
+    sharding: ShardingConfig = ShardingConfig()
+    """Embedding tables over the ranks."""
+    model: ModelConfig = ModelConfig()
+    """The model."""
+    loss: LossConfig = LossConfig()
+    """What is minimised."""
+    train: TrainConfig = TrainConfig()
+    """The loop."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """Metrics and baselines."""
+    score: ScoreConfig = ScoreConfig()
+    """Batch scoring."""
+    report: ReportConfig = ReportConfig()
+    """The HTML report."""
+    launch: LaunchConfig = LaunchConfig()
+    """Where the ranks run."""
+    spark: SparkConfig = SparkConfig()
+    """Where Spark runs."""
+
+    @property
+    def directory(self) -> Path:
+        """Directory of everything the run writes."""
+        return Path(self.output or f"runs/{self.name}")
+
+    @property
+    def dataset_directory(self) -> Path:
+        """Where prepare writes and train reads."""
+        return self.directory / "dataset"
+
+    @property
+    def checkpoint_directory(self) -> Path:
+        """Where train writes and score reads."""
+        return self.directory / "checkpoints"
+
+    @property
+    def scores_directory(self) -> Path:
+        """Where score writes."""
+        return self.directory / "scores"
+
+    @property
+    def metrics_path(self) -> Path:
+        """Where evaluate writes."""
+        return self.directory / "metrics.json"
+
+    @property
+    def report_path(self) -> Path:
+        """Where the report is written."""
+        return self.directory / "report.html"
+
+    @property
+    def logs_directory(self) -> Path:
+        """Logs, TensorBoard events and the learning curve."""
+        return self.directory / "logs"
+
+    @model_validator(mode="after")
+    def _possible(self) -> Config:
+        slots = sum(int(host.rpartition(":")[2]) for host in self.launch.hosts if ":" in host)
+        if self.launch.hosts and slots < self.launch.num_ranks:
+            raise ValueError(
+                "launch.hosts must offer a slot a rank. Received: num_ranks = "
+                f"{self.launch.num_ranks}, {slots} slots in {list(self.launch.hosts)}. Write "
+                "host:slots, or lower num_ranks"
+            )
+        labels = self.prepare.events.label is not None or self.prepare.label_from_rating
+        if self.loss.kind == "binary" and not labels:
+            raise ValueError(
+                'loss.kind = "binary" needs labels. Received: neither prepare.events.label nor '
+                "prepare.label_from_rating. Name the label, or use a softmax loss"
+            )
+        return self
+
+
+def section_hash(config: Config, *names: str) -> str:
+    """SHA-256 of the named top-level keys; equal values give equal hashes."""
+    dumped = config.model_dump(mode="json")
+    chosen = {name: dumped[name] for name in sorted(names)}
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()

@@ -149,7 +149,9 @@ class _Scoring:
             users.num_users,
             num_items,
             self.model.version,
-            num_partitions(self.spark, users.num_users, self.score.num_files),
+            num_partitions(
+                self.spark, users.num_users, self.score.user_block, self.score.num_files
+            ),
             self.score.user_block,
             min(self.score.item_block, num_items),
         )

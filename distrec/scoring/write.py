@@ -73,7 +73,7 @@ def write_scores(
     Raises:
         DataError: An executor does not see the files, the disk is full, a score is NaN.
     """
-    partitions = num_partitions(spark, users.num_users, num_files)
+    partitions = num_partitions(spark, users.num_users, task.user_block, num_files)
     placed = users.frame.repartition(partitions, c.USER_ID).sortWithinPartitions(c.USER_ID)
     scored = placed.mapInArrow(partial(score_batches, task), _SPARK_SCHEMA)
     if 0 < num_files < partitions:
@@ -84,10 +84,15 @@ def write_scores(
         return describe_files(spark, root, _named(directory))
 
 
-def num_partitions(spark: SparkSession, num_users: int, num_files: int) -> int:
-    """Partitions of users: enough for every core, and none that takes hours."""
+def num_partitions(spark: SparkSession, num_users: int, user_block: int, num_files: int) -> int:
+    """Partitions of users: work for every core, none that takes hours, none for a few users only.
+
+    As many as Spark's shuffles have, but for less than a block of users in each no more than there
+    are cores; and at least num_files.
+    """
     shuffle = int(spark.conf.get("spark.sql.shuffle.partitions", "200") or 200)
-    most = max(shuffle, -(-num_users // _USERS_PER_TASK), num_files)
+    filled = max(-(-num_users // user_block), spark.sparkContext.defaultParallelism)
+    most = max(min(shuffle, filled), -(-num_users // _USERS_PER_TASK), num_files)
     return max(1, min(most, max(num_users, num_files)))
 
 

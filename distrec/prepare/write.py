@@ -100,7 +100,7 @@ def write_files(
     else:
         place = F.col(POSITION) % num_files
         if contiguous:
-            place = F.floor(F.col(POSITION) * num_files / num_rows)
+            place = _contiguous(F.col(POSITION), num_rows, num_files)
         placed = _exactly_placed(frame.withColumn(_FILE, place.cast("int")), num_files)
     chosen = placed.sortWithinPartitions(POSITION).select(*columns)
     directory = workspace.root / name
@@ -117,6 +117,15 @@ def write_files(
         written.num_rows.append(low + (place_of_file < more))
     assert len(written.paths) == num_files, (name, len(written.paths), num_files)
     return written
+
+
+def _contiguous(position: Column, num_rows: int, num_files: int) -> Column:
+    """File of a position when files follow one another, the first ones a row longer."""
+    low, more = divmod(num_rows, num_files)
+    longer = more * (low + 1)
+    return F.when(position < longer, F.floor(position / (low + 1))).otherwise(
+        F.floor((position - longer) / low) + more
+    )
 
 
 def _exactly_placed(frame: DataFrame, num_files: int) -> DataFrame:

@@ -80,7 +80,7 @@ class Stage:
     Args:
         name: Of the job.
         function: Does it.
-        sections: Top-level keys of the configuration that its result depends on.
+        sections: Keys of the configuration that its result depends on.
         inputs: Names of the stages whose output it reads.
         output: File whose bytes tell one output from another.
         files: Raw files it reads, as paths or patterns.
@@ -119,7 +119,7 @@ STAGES = (
     Stage(
         "evaluate",
         evaluate,
-        ("evaluate", "score"),
+        ("evaluate", "score.checkpoint"),
         ("prepare", "train"),
         lambda config: config.metrics_path,
     ),

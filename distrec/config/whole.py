@@ -115,7 +115,12 @@ class Config(Section):
 
 
 def section_hash(config: Config, *names: str) -> str:
-    """SHA-256 of the named top-level keys; equal values give equal hashes."""
+    """SHA-256 of the named keys, such as train or score.checkpoint; equal values, equal hashes."""
     dumped = config.model_dump(mode="json")
-    chosen = {name: dumped[name] for name in sorted(names)}
+    chosen = {}
+    for name in sorted(names):
+        value = dumped
+        for part in name.split("."):
+            value = value[part]
+        chosen[name] = value
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from distrec import pipeline
-from distrec.config import Config, load_config
+from distrec.config import Config, load_config, section_hash
 from distrec.errors import DataError
 
 CONFIG = """
@@ -35,7 +35,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 for other in pipeline.STAGES
                 if other.name in stage.inputs
             ]
-            sections = [str(getattr(config, name)) for name in stage.sections]
+            sections = section_hash(config, *stage.sections)
             raw = Path("raw.csv").read_text()
             stage.output(config).parent.mkdir(parents=True, exist_ok=True)
             stage.output(config).write_text(json.dumps([stage.name, sections, read, raw]))
@@ -71,7 +71,8 @@ def test_nothing_changed_nothing_done(directory: Path) -> None:
         ("seed=2", ALL),
         ("train.learning_rate=0.5", ALL[1:]),
         ("evaluate.ks=[3]", ["evaluate", "report"]),
-        ("score.k=3", ["evaluate", "score", "report"]),
+        ("score.k=3", ["score", "report"]),
+        ("score.checkpoint='newest'", ["evaluate", "score", "report"]),
         ("report.sample_users=3", ["report"]),
         ("launch.threads_per_rank=2", []),
         ("spark.driver_memory='1g'", []),

@@ -22,13 +22,15 @@ KINDS = ("softmax", "sampled_softmax")
 
 
 def curve_config(directory: Path, kind: str) -> Config:
-    return make_config(
-        directory / kind,
-        {
-            "loss": {"kind": kind, "num_negatives": 16},
-            "train": {"max_epochs": 9, "max_steps": NUM_STEPS, "evaluate_every_steps": NUM_STEPS},
-        },
-    )
+    """Adam and Adagrad do not see the scale of the gradients, which plain SGD does."""
+    keys: dict[str, dict[str, Any]] = {
+        "loss": {"kind": kind, "num_negatives": 16},
+        "train": {"max_epochs": 9, "max_steps": NUM_STEPS, "evaluate_every_steps": NUM_STEPS},
+    }
+    if kind == "sampled_softmax":
+        keys["train"] |= {"optimizer": "sgd", "learning_rate": 0.1, "gradient_clip": 1.0}
+        keys["sharding"] = {"optimizer": "sgd", "learning_rate": 6.0}
+    return make_config(directory / kind, keys)
 
 
 def measure(config: Config, collectives: Collectives, path: Path) -> dict[str, float]:

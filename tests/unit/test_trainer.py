@@ -11,11 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from distrec import checkpoint
 from distrec.config import Config
 from distrec.dataset import MANIFEST, read_manifest
 from distrec.errors import CheckpointError, ConfigError, TrainingError
+from distrec.files import sha256
 from distrec.sharding.collectives import OneProcess
 from distrec.trainer import TrainResult, train
 from tests.training import STEPS_PER_EPOCH, log_entries, losses, make_config
@@ -178,6 +180,25 @@ def test_a_huge_rate_never_leaves_a_checkpoint_that_is_not_finite(tmp_path: Path
     for path in checkpoint.committed(config.checkpoint_directory):
         model = checkpoint.load_model(path)
         assert all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
+
+
+def test_rows_that_no_batch_reads_are_checked_before_they_are_saved(tmp_path: Path) -> None:
+    config = make_config(tmp_path, {"train": {"max_steps": 2, "decay": "none"}})
+    run(config)
+    path = config.checkpoint_directory / "step-00000002"
+    shard = path / "tables" / "user" / "shard-00001-of-00001.safetensors"
+    tensors = load_file(shard)
+    # the unknown user, who is in no row of train
+    tensors["weights"] = tensors["weights"].clone()
+    tensors["weights"][1, 0] = float("inf")
+    before = sha256(shard)
+    save_file(tensors, shard)
+    manifest = path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(before, sha256(shard)))
+    longer = make_config(tmp_path, {"train": {"max_steps": 4, "decay": "none"}})
+    with pytest.raises(TrainingError, match="rank 0: table user at step 4"):
+        run(longer)
+    assert names(config) == ["step-00000002"]
 
 
 def test_refusals_come_before_anything_is_written(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from distrec.batch import ItemBatch
 from distrec.config import Config
 from distrec.dataset import DatasetManifest, read_manifest
 from distrec.errors import DataError
+from distrec.files import replace_text
 from distrec.metrics.baselines import ItemKNN, Popularity, check_item_knn
 from distrec.metrics.classification import ClassificationMetrics
 from distrec.metrics.evaluation import (
@@ -212,19 +212,12 @@ def _finite(value: Any) -> Any:
 
 def _write(path: Path, document: Mapping[str, Any]) -> None:
     text = json.dumps(_finite(dict(document)), indent=1, allow_nan=False) + "\n"
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with partial.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
+        replace_text(path, text)
     except OSError as error:
         raise DataError(
             f"{path} cannot be written: {error}. Free space, or set output to another directory."
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _summary(config: Config, splits: Mapping[str, Any]) -> dict[str, Any]:

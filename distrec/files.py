@@ -1,4 +1,4 @@
-"""Directories that appear whole or not at all, and checksums of Parquet files taken by Spark."""
+"""Files and directories that appear whole or not at all; checksums of Parquet taken by Spark."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def commit(root: Path, target: Path) -> None:
     """Move a finished directory into its place; an older one is moved aside, then removed."""
     target = target.absolute()
     for path in (*root.rglob("*"), root):
-        _sync(path)
+        fsync(path)
     old = target.parent / f".{target.name}-old-{_token()}"
     if target.exists():
         target.rename(old)
@@ -63,8 +63,36 @@ def commit(root: Path, target: Path) -> None:
         if old.exists():
             old.rename(target)
         raise
-    _sync(target.parent)
+    fsync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def fsync(path: Path) -> None:
+    """Make a file, or the entries of a directory, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write and fsync a small file."""
+    with path.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Put a file in place of another at one stroke."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write_text(partial, text)
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    fsync(path.parent)
 
 
 def uri(path: Path) -> str:
@@ -124,11 +152,3 @@ def _clear(target: Path) -> None:
             old.rename(target)
     for rest in _leftovers(target, ""):
         shutil.rmtree(rest, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

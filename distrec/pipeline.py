@@ -11,7 +11,6 @@ import glob
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any
 
 from distrec import __version__
 from distrec.config import Config, dump_config, section_hash
+from distrec.files import replace_text
 from distrec.job import execute
 
 STATE = "stages.json"
@@ -181,12 +181,6 @@ def _read_state(config: Config) -> dict[str, Any]:
     return state if isinstance(state, dict) else {}
 
 
-def _replace_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.rename(path)
-
-
 def _stop_spark() -> None:
     """Give Spark's memory back before the next stage."""
     from pyspark.sql import SparkSession
@@ -207,7 +201,7 @@ def run_stages(config: Config, force: bool = False) -> tuple[int, list[str]]:
         The exit code of the stage that failed, or 0; the names of the stages that were run.
     """
     config.directory.mkdir(parents=True, exist_ok=True)
-    _replace_text(config.directory / "config.toml", dump_config(config))
+    replace_text(config.directory / "config.toml", dump_config(config))
     state = {} if force else _read_state(config)
     outputs: dict[str, str] = {}
     done: list[str] = []
@@ -233,5 +227,5 @@ def run_stages(config: Config, force: bool = False) -> tuple[int, list[str]]:
             "output": outputs[stage.name],
             "seconds": round(time.monotonic() - started, 3),
         }
-        _replace_text(config.directory / STATE, json.dumps(state, indent=1))
+        replace_text(config.directory / STATE, json.dumps(state, indent=1))
     return 0, done

@@ -145,10 +145,9 @@ def write_dataset(
                  **_state(positives, positive_times, history_length)}
             )  # fmt: skip
             if split != c.TRAIN:
-                rows[f"{split}_queries"].append(
-                    {**shared, **user, **_state(positives, positive_times, history_length), c.SEEN: sorted(set(positives)),
-                     c.TARGETS: [item]}
-                )  # fmt: skip
+                before = _state(positives, positive_times, history_length)
+                sets = {c.SEEN: sorted(set(positives)), c.TARGETS: [item]}
+                rows[f"{split}_queries"].append({**shared, **user, **before, **sets})
             else:
                 counts[item] += 1
             if label:

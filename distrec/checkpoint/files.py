@@ -6,7 +6,6 @@ header against the file; what the tensors are is checked here, before one is tou
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,38 +16,10 @@ from torch import Tensor
 
 from distrec.checkpoint.manifest import FileEntry
 from distrec.errors import CheckpointError
-from distrec.files import sha256
+from distrec.files import fsync, sha256
 
 # safetensors' names of the types that checkpoints hold
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "I64": torch.int64}
-
-
-def fsync(path: Path) -> None:
-    """Make a file, or the entries of a directory, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write and fsync a small file."""
-    with path.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Put a small file in place of another at one stroke."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write_text(partial, text)
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    fsync(path.parent)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileEntry:

@@ -9,10 +9,9 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-from distrec.checkpoint.files import replace_text
 from distrec.checkpoint.manifest import MANIFEST, files_of, read_checkpoint_manifest
 from distrec.errors import CheckpointError
-from distrec.files import sha256
+from distrec.files import replace_text, sha256
 
 BEST = "best.json"
 PARTIAL_PREFIX = ".partial-"

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from distrec import __version__
 from distrec.checkpoint.dense import dense_tensors, optimizer_settings
-from distrec.checkpoint.files import fsync, write_tensors, write_text
+from distrec.checkpoint.files import write_tensors
 from distrec.checkpoint.find import PARTIAL_PREFIX, checkpoint_name
 from distrec.checkpoint.manifest import (
     DENSE_FILE,
@@ -37,6 +37,7 @@ from distrec.checkpoint.manifest import (
 from distrec.checkpoint.together import together
 from distrec.config import ShardingConfig
 from distrec.errors import CheckpointError
+from distrec.files import fsync, write_text
 from distrec.model.spec import ModelSpec
 from distrec.sharding.plan import TablePlan, state_width
 

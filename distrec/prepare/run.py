@@ -14,6 +14,7 @@ from distrec import columns as c
 from distrec.config import Config
 from distrec.dataset import DatasetManifest
 from distrec.errors import DataError
+from distrec.files import commit, staging
 from distrec.prepare.clean import events_that_count
 from distrec.prepare.entities import Entities, find_items, find_users
 from distrec.prepare.examples import Examples
@@ -25,7 +26,7 @@ from distrec.prepare.output import Output
 from distrec.prepare.sources import Sources, read_sources
 from distrec.prepare.split import BY_TIME, KNOWN, require_rows, split_events
 from distrec.prepare.validate import feature_columns
-from distrec.prepare.workspace import Workspace, commit, concurrently, stage, staging
+from distrec.prepare.workspace import Workspace, concurrently, stage
 
 logger = logging.getLogger("distrec.prepare")
 
@@ -57,12 +58,13 @@ def run(spark: SparkSession, config: Config) -> DatasetManifest:
         DataError: Raw data is missing, damaged, breaks its contract, or nothing is left of it.
     """
     target = config.dataset_directory
-    with _settings(spark), translated("the dataset"), staging(spark, target) as workspace:
+    with _settings(spark), translated("the dataset"), staging(target) as root:
+        workspace = Workspace(spark, root)
         manifest = _prepare(config, workspace)
         with stage("commit"):
             workspace.drop_work()
-            write_manifest(manifest, workspace.root)
-            commit(workspace.root, target)
+            write_manifest(manifest, root)
+            commit(root, target)
     logger.info("dataset in %s: %s", target, manifest.counts)
     return manifest
 

@@ -1,13 +1,11 @@
-"""The directory that a dataset grows in: beside its place, and moved there when it is whole."""
+"""What the steps of prepare work in: the growing dataset, intermediate tables, timed stages."""
 
 from __future__ import annotations
 
 import itertools
 import logging
-import os
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,7 +15,7 @@ from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
 
-from distrec.errors import DataError
+from distrec.files import uri
 
 logger = logging.getLogger("distrec.prepare")
 
@@ -50,11 +48,6 @@ class Workspace:
         shutil.rmtree(self.root / _WORK, ignore_errors=True)
 
 
-def uri(path: Path) -> str:
-    """For Spark, whose default file system need not be the local one."""
-    return path.absolute().as_uri()
-
-
 @contextmanager
 def stage(name: str) -> Iterator[None]:
     """Log how long a stage took."""
@@ -73,71 +66,3 @@ def concurrently(*functions: Callable[[], Any]) -> list[Any]:
     with ThreadPoolExecutor(max_workers=_THREADS) as pool:
         futures = [pool.submit(function) for function in functions]
     return [future.result() for future in futures]
-
-
-@contextmanager
-def staging(spark: SparkSession, target: Path) -> Iterator[Workspace]:
-    """Give a workspace and remove it at the end, unless commit() has moved it.
-
-    Raises:
-        DataError: The directory above `target` cannot be written.
-    """
-    parent = target.absolute().parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        _clear(target)
-        root = parent / f".{target.name}-{uuid.uuid4().hex[:12]}"
-        root.mkdir()
-    except OSError as error:
-        raise DataError(
-            f"the dataset's directory must be writable. Received: {target}: {error}. Set output "
-            "to a directory that this job may write."
-        ) from error
-    try:
-        yield Workspace(spark, root)
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
-
-
-def _leftovers(target: Path, kind: str) -> list[Path]:
-    digit = "[0-9a-f]"
-    return sorted(target.absolute().parent.glob(f".{target.name}-{kind}{digit * 12}"))
-
-
-def _clear(target: Path) -> None:
-    """Undo what a killed job left: one prepare at a time is assumed."""
-    for old in _leftovers(target, "old-"):
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            # killed between the two renames of commit(): the old dataset is whole
-            old.rename(target)
-    for rest in _leftovers(target, ""):
-        shutil.rmtree(rest, ignore_errors=True)
-
-
-def commit(root: Path, target: Path) -> None:
-    """Move a whole dataset into its place; an older one is moved aside and then removed."""
-    target = target.absolute()
-    for path in root.rglob("*"):
-        _sync(path)
-    _sync(root)
-    old = target.parent / f".{target.name}-old-{uuid.uuid4().hex[:12]}"
-    if target.exists():
-        target.rename(old)
-    try:
-        root.rename(target)
-    except OSError:
-        if old.exists():
-            old.rename(target)
-        raise
-    _sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

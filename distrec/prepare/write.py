@@ -11,8 +11,9 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DataType, FloatType, LongType, StringType
 
+from distrec.files import uri
 from distrec.prepare.rank import ROWS_PER_TASK, number
-from distrec.prepare.workspace import Workspace, uri
+from distrec.prepare.workspace import Workspace
 
 # so that every number of ranks that divides 12 gets whole files
 FILES_MULTIPLE = 12

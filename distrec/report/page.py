@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import shlex
 from collections.abc import Callable
 from importlib import resources
@@ -19,6 +18,7 @@ from markupsafe import Markup
 from distrec import __version__
 from distrec.config import Config
 from distrec.dataset import DatasetManifest
+from distrec.files import replace_text
 from distrec.report import data, metrics, scales, training
 from distrec.report.files import RunFiles, finite, read_run
 from distrec.report.sample import read_sample
@@ -39,15 +39,7 @@ def write_report(config: Config) -> Path:
     page = render(config, read_run(config))
     path = config.report_path
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as stream:
-            stream.write(page)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    replace_text(path, page)
     return path
 
 

@@ -212,12 +212,7 @@ def _finite(value: Any) -> Any:
 
 def _write(path: Path, document: Mapping[str, Any]) -> None:
     text = json.dumps(_finite(dict(document)), indent=1, allow_nan=False) + "\n"
-    try:
-        replace_text(path, text)
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be written: {error}. Free space, or set output to another directory."
-        ) from error
+    replace_text(path, text)
 
 
 def _summary(config: Config, splits: Mapping[str, Any]) -> dict[str, Any]:

@@ -85,14 +85,22 @@ def write_text(path: Path, text: str) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Put a file in place of another at one stroke."""
+    """Put a file in place of another at one stroke.
+
+    Raises:
+        DataError: The disk is full, or the directory cannot be written. The old file is as it was.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write_text(partial, text)
         partial.rename(path)
+        fsync(path.parent)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written: {error}. Free space, or set output to another directory."
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
-    fsync(path.parent)
 
 
 def uri(path: Path) -> str:

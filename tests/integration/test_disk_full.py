@@ -84,7 +84,12 @@ def test_train_keeps_the_last_good_checkpoint(prepared: Path, disk: Disk) -> Non
     # one checkpoint of this model takes about 250 KiB
     full = disk(needed + 700)
     shutil.copytree(config.dataset_directory, full / "run" / "dataset")
-    settings = (f"output={full}/run", "train.keep_checkpoints=9", "train.max_epochs=9")
+    settings = (
+        f"output={full}/run",
+        "train.keep_checkpoints=99",
+        "train.checkpoint_every_steps=2",
+        "train.early_stopping_patience=0",
+    )
     result = distrec("train", prepared, *settings)
     assert result.returncode == 4, result.stderr[-4000:]
     assert "No space left on device" in result.stderr

@@ -14,6 +14,7 @@ import pytest
 
 from distrec import job
 from distrec.config import Config, parse_config
+from distrec.errors import DataError
 from distrec.report import files, write_report
 from distrec.report.choice import choose_users, hash_ids, open_scores
 from distrec.report.data import length_bins, open_split, popularity_points, share_of_top
@@ -346,8 +347,8 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("distrec.report.page.os.fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr("distrec.files.os.fsync", full)
+    with pytest.raises(DataError, match=r"No space left on device\. Free space"):
         write_report(config)
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
     assert config.report_path.read_text() == "old"

@@ -119,7 +119,9 @@ def build_wheel(destination: Path, with_nccl: bool) -> Path:
             "--dest", str(scratch), f"horovod=={HOROVOD_VERSION}",
         )  # fmt: skip
         with tarfile.open(next(scratch.glob("horovod-*.tar.gz"))) as archive:
-            archive.extractall(scratch, filter="data")
+            # Debian's 3.11.2 has no such filter yet; setting it is without effect there
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)
+            archive.extractall(scratch)
         source = scratch / f"horovod-{HOROVOD_VERSION}"
         patch_sources(source)
         env = _build_environment(with_nccl)

@@ -27,6 +27,8 @@ from distrec.world import World
 if TYPE_CHECKING:
     from distrec.sharding.tables import EmbeddingTables
 
+# numbers of a table that are loaded together: 4 MiB of float32
+_CHUNK_NUMBERS = 2**20
 WEIGHT_TYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -80,12 +82,23 @@ def load_tables(
                 continue
             shard = open_shard(path, plan.name, entry, index)
             places = slice(wanted.start // len(entry.shards), None, _place_step(wanted, entry))
-            tables.load_rows(
-                plan.name,
-                torch.arange(wanted.start, wanted.stop, wanted.step),
-                shard["weights"][places][: len(wanted)].clone(),
-                shard["state"][places][: len(wanted)].clone(),
-            )
+            weights, state = (shard[key][places][: len(wanted)] for key in ("weights", "state"))
+            _load_in_parts(tables, plan.name, wanted, weights, state)
+
+
+def _load_in_parts(
+    tables: EmbeddingTables, name: str, rows: range, weights: Tensor, state: Tensor
+) -> None:
+    """Rows as they lie on disk to their places, without a second copy of the table in memory."""
+    chunk = max(_CHUNK_NUMBERS // weights.shape[1], 1)
+    for start in range(0, len(rows), chunk):
+        part = rows[start : start + chunk]
+        tables.load_rows(
+            name,
+            torch.arange(part.start, part.stop, part.step),
+            weights[start : start + chunk],
+            state[start : start + chunk],
+        )
 
 
 def _place_step(rows: range, entry: TableEntry) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,9 +37,11 @@ SPEC = ModelSpec(
 COLLECTIVES = OneProcess(torch.device("cpu"))
 
 
-def make_parts(sharding: ShardingConfig, seed: int = 1) -> checkpoint.Parts:
+def make_parts(
+    sharding: ShardingConfig, seed: int = 1, specs: tuple[TableSpec, ...] = SPECS
+) -> checkpoint.Parts:
     torch.manual_seed(seed)
-    plans = plan_tables(SPECS, sharding, 1)
+    plans = plan_tables(specs, sharding, 1)
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     optimizer = torch.optim.AdamW(model.parameters())
     tables = EmbeddingTables(plans, COLLECTIVES, sharding, seed, torch.device("cpu"))
@@ -152,6 +156,52 @@ def test_any_number_of_shards_is_read(saved: Path, num_shards: int) -> None:
     assert torch.equal(weights[1:], whole[1:])
     # rows 1, 2 and 4 were trained
     assert (state.squeeze(1) > 0).nonzero().squeeze(1).tolist() == [1, 2, 4]
+
+
+def save_check_load_in_little_memory(directory: Path) -> None:
+    """With 64 MiB of rows in memory, room for the mapped file and 32 MiB more."""
+    import resource
+    from types import SimpleNamespace
+
+    from distrec.trainer.step import check_state
+
+    parts = make_parts(ShardingConfig(), specs=(TableSpec("user", 2**20, 16),))
+    # code and buffers that everything needs, once
+    checkpoint.load_tables(
+        save(directory, parts, 1), parts.tables, parts.plans, parts.sharding, COLLECTIVES.world
+    )
+    used = next(
+        int(line.split()[1]) * 1024
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmData")
+    )
+    resource.setrlimit(resource.RLIMIT_DATA, (used + 100 * 2**20,) * 2)
+    run: Any = SimpleNamespace(
+        model=parts.model, tables=parts.tables, collectives=COLLECTIVES,
+        inputs=SimpleNamespace(plans=parts.plans),
+    )  # fmt: skip
+    check_state(run, "step 2")
+    path = save(directory, parts, 2)
+    checkpoint.load_tables(path, parts.tables, parts.plans, parts.sharding, COLLECTIVES.world)
+    print("it was enough")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_no_second_copy_of_a_table_is_made(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from tests.unit import test_checkpoint as module; "
+        "module.save_check_load_in_little_memory(Path(sys.argv[1]))"
+    )
+    # glibc gives large blocks back at once, so that what is used now is what the tables need
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "1048576",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }  # fmt: skip
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        capture_output=True, text=True, timeout=120, env=environment,
+    )  # fmt: skip
+    assert result.stdout.strip() == "it was enough", result.stderr
 
 
 @given(st.integers(1, 40), st.integers(1, 7), st.integers(1, 7))

@@ -12,11 +12,15 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import sysconfig
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from distrec import errors
@@ -68,7 +72,8 @@ def train_locally(config: Config) -> dict[str, Any]:
     ]
     several = config.launch.num_ranks > 1
     command = (horovodrun_command(config) if several else []) + rank_command
-    code, exits = _run(command, _environment(config), logs / TRAIN_LOG, several)
+    with _stopped_by_sigterm():
+        code, exits = _run(command, _environment(config), logs / TRAIN_LOG, several)
     records = read_records(logs, config.launch.num_ranks)
     if code == 0 and 0 in records and "summary" in records[0]:
         return dict(records[0]["summary"])
@@ -115,6 +120,29 @@ def _environment(config: Config) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(filter(None, [root, kept.get("PYTHONPATH", "")])),
         "PYTHONUNBUFFERED": "1",
     }
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Make SIGTERM an error: by default it ends this process alone, and the ranks train on."""
+    # signals are the main thread's business
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        # once: the ranks are ended in peace
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise LaunchError(
+            "training was stopped by SIGTERM, and its ranks with it. The next train goes on from "
+            "the last checkpoint."
+        )
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -18,8 +20,8 @@ from distrec.errors import ConfigError, DistrecError, LaunchError
 from distrec.launch import train_locally
 from distrec.sharding.collectives import Collectives
 from distrec.trainer import train
-from tests.parallel.harness import run_ranks
-from tests.training import make_config
+from tests.parallel.harness import ROOT, run_ranks
+from tests.training import make_config, write_config
 from tests.unit.test_trainer import rewrite_ages
 
 LONG = {"train": {"max_epochs": 10_000, "checkpoint_every_steps": 20, "log_every_steps": 100,
@@ -104,6 +106,28 @@ def test_a_killed_rank_is_named_and_the_others_stop(tmp_path: Path) -> None:
         pid = json.loads((config.logs_directory / f"heartbeat-{rank}.json").read_text())["pid"]
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_sigterm_of_the_launcher_ends_its_ranks(num_ranks: int, tmp_path: Path) -> None:
+    config = make_config(tmp_path, {**LONG, "launch": {"device": "cpu", "num_ranks": num_ranks}})
+    command = [sys.executable, "jobs/train.py", "--launcher", "local"]
+    process = subprocess.Popen(
+        [*command, "--config", str(write_config(config))],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT,
+    )  # fmt: skip
+    pids = [pid_once_saved(config, rank) for rank in range(num_ranks)]
+    process.terminate()
+    output, _ = process.communicate(timeout=30)
+    try:
+        assert process.returncode == 6
+        line = json.loads(output.splitlines()[-1])
+        assert "training was stopped by SIGTERM" in line["message"]
+    finally:
+        left = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+    assert left == []
 
 
 def test_a_frozen_rank_is_named(tmp_path: Path) -> None:

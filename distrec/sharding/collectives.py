@@ -230,6 +230,10 @@ class HorovodCollectives(Collectives):
     def __init__(self, launch: LaunchConfig) -> None:
         # a waiting rank gives up after this; the launcher's own setting goes before
         os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(launch.timeout_seconds))
+        if not _uses_gpu(launch):
+            # tensors that are summed in one buffer change the order of each other's additions, by
+            # chance from three ranks on: a resumed run would not be bit for bit the same
+            os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", "0")
         try:
             import horovod.torch as hvd  # not at the top: one process trains without Horovod
         except ImportError as error:
@@ -387,11 +391,14 @@ def clip_gradients(parameters: Iterable[nn.Parameter], clip_norm: float) -> floa
     return float(norm)
 
 
+def _uses_gpu(launch: LaunchConfig) -> bool:
+    return launch.device == "cuda" or (launch.device == "auto" and torch.cuda.is_available())
+
+
 def _device(launch: LaunchConfig, world: World) -> torch.device:
-    there = torch.cuda.is_available()
-    if launch.device == "cpu" or (launch.device == "auto" and not there):
+    if not _uses_gpu(launch):
         return torch.device("cpu")
-    if not there or world.local_rank >= torch.cuda.device_count():
+    if not torch.cuda.is_available() or world.local_rank >= torch.cuda.device_count():
         raise LaunchError(
             f"each rank of a host needs a GPU of its own. Received: local rank {world.local_rank}, "
             f'{torch.cuda.device_count()} GPUs. Start fewer ranks, or set launch.device = "cpu".'

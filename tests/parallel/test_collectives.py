@@ -182,6 +182,24 @@ def test_everything_arrives(num_ranks: int, tmp_path: Path) -> None:
             assert "Likely cause: the ranks ask for different things" in result["disagreed"]
 
 
+def sum_in_company(collectives: Collectives) -> list[bool]:
+    """Whether a sum has the same bits alone and beside others, several times."""
+    generator = torch.Generator().manual_seed(collectives.world.rank)
+    tensors = [torch.randn(101 + 17 * number, generator=generator) for number in range(6)]
+    alone = [collectives.allreduce(tensor, f"{n} alone") for n, tensor in enumerate(tensors)]
+    same = []
+    for _ in range(30):
+        waits = [collectives.start_allreduce(t, f"{n} together") for n, t in enumerate(tensors)]
+        same += [torch.equal(wait(), sum_) for wait, sum_ in zip(waits, alone, strict=True)]
+    return same
+
+
+def test_a_sum_does_not_depend_on_what_else_is_under_way(tmp_path: Path) -> None:
+    # from three ranks on, the order of additions is more than a swap
+    results = run_ranks(3, "tests.parallel.test_collectives:sum_in_company", {}, tmp_path)
+    assert results == [[True] * 180] * 3
+
+
 def leave_or_hang(collectives: Collectives, hangs: bool) -> None:
     if collectives.world.rank == 1:
         if hangs:

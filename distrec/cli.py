@@ -171,6 +171,38 @@ def config(
 
 
 @app.command()
+def plan(
+    config_path: ConfigPath,
+    ranks: Annotated[
+        int | None, typer.Option(help="Number of ranks.", show_default="launch.num_ranks")
+    ] = None,
+    memory_per_rank: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="What each rank has, such as 64GiB.")
+    ] = None,
+    bandwidth: Annotated[
+        str | None, typer.Option(metavar="SPEED", help="What each rank sends, such as 10Gbit.")
+    ] = None,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """What training will cost: tables, memory and network of each rank, before it is run."""
+    from distrec import planner
+
+    config = _load(config_path, overrides)
+    memory = speed = None
+    if memory_per_rank is not None:
+        memory = planner.parse_bytes(memory_per_rank, "--memory-per-rank")
+    if bandwidth is not None:
+        speed = planner.parse_bandwidth(bandwidth, "--bandwidth")
+    num_ranks = config.launch.num_ranks if ranks is None else ranks
+    report = planner.plan_run(config, num_ranks, memory, speed)
+    if as_json:
+        typer.echo(planner.as_json(report))
+    else:
+        planner.show(report, Console())
+
+
+@app.command()
 def doctor() -> None:
     """Which parts are there, what works, and what mends the rest."""
     from distrec.doctor import examine

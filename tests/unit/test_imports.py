@@ -20,6 +20,7 @@ ALLOWED = {
     "trainer": {"reader", "sharding", "model", "checkpoint", "metrics", "job"},
     "scoring": {"checkpoint", "metrics", "model", "prepare", "reader", "sharding", "spark"},
     "report": set(),
+    "planner": {"reader", "sharding", "model"},
 }
 ONE_FILE = {
     "horovod": {"sharding/collectives.py", "launch.py"},

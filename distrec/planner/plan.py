@@ -1,0 +1,266 @@
+"""From a configuration and its dataset to what each rank will hold and send."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from distrec import columns
+from distrec.config import Config
+from distrec.dataset import DatasetManifest, read_manifest
+from distrec.errors import ConfigError, DataError
+from distrec.model import ModelSpec, UnifiedModel
+from distrec.planner.dataset import Sample, read_catalogue, read_sample
+from distrec.planner.lookups import StepLookups, step_lookups
+from distrec.planner.memory import Memory, ModelSize, rank_memory
+from distrec.sharding import sizing
+from distrec.sharding.plan import TablePlan, plan_tables
+from distrec.sharding.sizing import Floats, TableCost
+
+# beyond this many, more ranks are no answer
+MOST_RANKS = 2**14
+
+
+@dataclass(frozen=True)
+class TableReport:
+    """One table.
+
+    Args:
+        plan: Where it lies.
+        num_bytes: Weights and optimizer state on all ranks together.
+        num_ids: Expected look-ups a rank and step, repeated ids counted.
+        cost: Expected bytes a step, and distinct rows on a rank.
+    """
+
+    plan: TablePlan
+    num_bytes: int
+    num_ids: float
+    cost: TableCost
+
+
+@dataclass(frozen=True)
+class RankReport:
+    """One rank.
+
+    Args:
+        memory: By part.
+        sent_bytes: A step for the tables, as EmbeddingTables.exchanged_bytes counts them.
+        network_bytes: A step on the wire: the same with sums as rings send them, and the gradients
+            of the dense part.
+        share: Of the rows that all ranks serve, by bytes.
+    """
+
+    memory: Memory
+    sent_bytes: float
+    network_bytes: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run will cost.
+
+    Args:
+        name: Of the run.
+        world_size: N.
+        examples_per_rank: Of a full step.
+        tables: In the model's order.
+        ranks: In order.
+        fewest_ranks: That fit the memory: 0 when no number does, None when none was given.
+        most_ranks: That the tables and the reader can be dealt to.
+        memory_per_rank: What was given, in bytes.
+        bandwidth: What was given, in bytes a second.
+    """
+
+    name: str
+    world_size: int
+    examples_per_rank: float
+    tables: tuple[TableReport, ...]
+    ranks: tuple[RankReport, ...]
+    fewest_ranks: int | None
+    most_ranks: int
+    memory_per_rank: int | None
+    bandwidth: float | None
+
+
+def plan_run(
+    config: Config,
+    world_size: int,
+    memory_per_rank: int | None = None,
+    bandwidth: float | None = None,
+) -> Report:
+    """Read the dataset of a run and size its training.
+
+    Args:
+        config: Of the run, whose dataset is prepared.
+        world_size: N.
+        memory_per_rank: Bytes.
+        bandwidth: Bytes a second that a rank can send.
+
+    Raises:
+        ConfigError: N is not positive, or a table cannot lie as the configuration says.
+        DataError: The dataset is not there or not whole.
+    """
+    if world_size < 1:
+        raise ConfigError(f"--ranks is at least 1. Received: {world_size}.")
+    sizer = Sizer(config, world_size)
+    plans = sizer.plans(world_size)
+    lookups = sizer.lookups(world_size)
+    costs = {p.name: sizing.table_cost(p, lookups.tables[p.name].rows, world_size) for p in plans}
+    tables = tuple(
+        TableReport(
+            plan=plan,
+            num_bytes=sum(plan.bytes_on(rank, world_size) for rank in range(world_size)),
+            num_ids=lookups.tables[plan.name].num_ids,
+            cost=costs[plan.name],
+        )
+        for plan in plans
+    )
+    return Report(
+        name=config.name,
+        world_size=world_size,
+        examples_per_rank=lookups.num_examples,
+        tables=tables,
+        ranks=_ranks(sizer, plans, costs, world_size),
+        fewest_ranks=None if memory_per_rank is None else sizer.fewest_ranks(memory_per_rank),
+        most_ranks=sizer.most_ranks,
+        memory_per_rank=memory_per_rank,
+        bandwidth=bandwidth,
+    )
+
+
+def _ranks(
+    sizer: Sizer, plans: Sequence[TablePlan], costs: dict[str, TableCost], world_size: int
+) -> tuple[RankReport, ...]:
+    headers = float(sizing.header_bytes(plans, world_size))
+    sent = np.full(world_size, headers)
+    wire = np.full(world_size, headers)
+    for plan in plans:
+        cost = costs[plan.name]
+        sent += cost.sent_bytes
+        wire += _on_wire(plan, cost, world_size)
+    dense = sizer.model.num_parameters * sizing.NUMBER_BYTES
+    wire += sizing.wire_bytes_of_allreduce(dense, world_size)
+    shares = sizing.shares(costs, world_size)
+    return tuple(
+        RankReport(sizer.memory(rank, world_size), sent[rank], wire[rank], shares[rank])
+        for rank in range(world_size)
+    )
+
+
+def _on_wire(plan: TablePlan, cost: TableCost, world_size: int) -> Floats:
+    if plan.placement == "replicated":
+        return cost.sent_bytes * sizing.wire_bytes_of_allreduce(1.0, world_size)
+    return cost.sent_bytes
+
+
+class Sizer:
+    """Sizes one run for any number of ranks, having read its dataset once.
+
+    Args:
+        config: Of the run.
+        least_ranks: The fewest ranks that will be asked for, apart from `fewest_ranks`.
+
+    Attributes:
+        model: Sizes of the dense part.
+    """
+
+    def __init__(self, config: Config, least_ranks: int = 1) -> None:
+        self.config = config
+        self.manifest = read_manifest(config.dataset_directory)
+        self._num_rows = _train_rows(config, self.manifest)
+        spec = ModelSpec.from_manifest(self.manifest)
+        with torch.device("meta"):
+            self._module = UnifiedModel(spec, config.model)
+        self._specs = self._module.table_specs()
+        self.model = model_size(self._module)
+        self._sample = self._read(self._batch_rows(least_ranks))
+        self._lookups: dict[int, StepLookups] = {}
+
+    def plans(self, world_size: int) -> tuple[TablePlan, ...]:
+        """As training plans."""
+        return plan_tables(self._specs, self.config.sharding, world_size)
+
+    def lookups(self, world_size: int) -> StepLookups:
+        """Of one rank in a full step."""
+        if world_size not in self._lookups:
+            rows = self._batch_rows(world_size)
+            if self._sample.batch.batch_size < rows:
+                self._sample = self._read(rows)
+            torch.manual_seed(self.config.seed)
+            directory = self.config.dataset_directory
+            self._lookups[world_size] = step_lookups(
+                self._module, self.config.loss, self._sample,
+                lambda: read_catalogue(directory, self.manifest), self._num_rows, rows,
+            )  # fmt: skip
+        return self._lookups[world_size]
+
+    def memory(self, rank: int, world_size: int) -> Memory:
+        """Of one rank."""
+        return rank_memory(
+            self.config, self.manifest, self.plans(world_size), self.lookups(world_size),
+            self.model, self._sample.row_bytes, rank, world_size,
+        )  # fmt: skip
+
+    def fewest_ranks(self, memory_per_rank: int) -> int:
+        """The least number of ranks of which each fits; 0 when up to `most_ranks` do not."""
+        most = 1
+        while not self._fits(most, memory_per_rank):
+            if most == self.most_ranks:
+                return 0
+            most = min(2 * most, self.most_ranks)
+        least = 1
+        while least < most:
+            middle = (least + most) // 2
+            if self._fits(middle, memory_per_rank):
+                most = middle
+            else:
+                least = middle + 1
+        return most
+
+    @property
+    def most_ranks(self) -> int:
+        """More than these have no plan: a spread table has a row a rank, a rank a lane to read."""
+        sharding, lanes = self.config.sharding, self.config.reader.lanes
+        spread = [
+            spec.num_embeddings
+            for spec in self._specs
+            if sharding.tables.get(spec.name, sharding.placement) == "row_wise"
+        ]
+        return min([MOST_RANKS, *spread, *([lanes] if lanes else [])])
+
+    def _fits(self, world_size: int, memory_per_rank: int) -> bool:
+        # rank 0 has a row more than the others where the rows do not come out even
+        return self.memory(0, world_size).total <= memory_per_rank
+
+    def _batch_rows(self, world_size: int) -> float:
+        return min(self.config.train.global_batch_size, self._num_rows) / world_size
+
+    def _read(self, batch_rows: float) -> Sample:
+        return read_sample(self.config.dataset_directory, self.manifest, int(np.ceil(batch_rows)))
+
+
+def _train_rows(config: Config, manifest: DatasetManifest) -> int:
+    rows = manifest.splits[columns.TRAIN].num_rows if columns.TRAIN in manifest.splits else 0
+    if rows == 0:
+        raise DataError(
+            f"a plan needs rows in train. Received: none ({config.dataset_directory}). Loosen the "
+            "filters of [prepare]."
+        )
+    return rows
+
+
+def model_size(model: UnifiedModel) -> ModelSize:
+    """Sizes of the dense part; its weights may be on the meta device."""
+    widths = sum(module.out_features for module in model.modules() if isinstance(module, nn.Linear))
+    # user and item side are about half of the layers each; rows that come in, vectors that go out
+    rows = sum(spec.embedding_dim for spec in model.table_specs())
+    return ModelSize(
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        vector_width=model.vector_width,
+        activation_width=widths // 2 + rows // 2 + 2 * model.vector_width,
+    )

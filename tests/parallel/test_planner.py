@@ -1,0 +1,76 @@
+"""The bytes that the planner expects are those that real ranks exchange, step after step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distrec.config import Config
+from distrec.planner import plan_run
+from distrec.sharding.collectives import Collectives
+from distrec.trainer import setup
+from distrec.trainer.step import train_step
+from tests.parallel.harness import run_ranks
+from tests.training import make_config
+
+NUM_RANKS = 2
+NUM_EPOCHS = 2
+# what the issue asks for
+TOLERANCE = 0.05
+SECTIONS: dict[str, dict[str, Any]] = {
+    # dropouts are on: withheld history is not looked up, the unknown rows are
+    "model": {"input_dropout": 0.3, "id_dropout": 0.1},
+    # user_group and the item tables of width 4 stay on every rank
+    "sharding": {
+        "tables": {"user": "row_wise", "item": "row_wise", "item_history": "row_wise",
+                   "context_hour": "row_wise"},
+    },
+    "train": {"global_batch_size": 240},
+}  # fmt: skip
+LOSSES: dict[str, dict[str, Any]] = {
+    "softmax": {"kind": "softmax"},
+    "sampled_softmax": {"kind": "sampled_softmax", "num_negatives": 150},
+    "binary": {"kind": "binary"},
+}
+DATASET = {"num_users": 400, "num_items": 300, "labels": True}
+
+
+def config_of(directory: Path, loss: str) -> Config:
+    return make_config(directory, {**SECTIONS, "loss": LOSSES[loss]}, **DATASET)
+
+
+def count_on_ranks(collectives: Collectives, directory: str) -> dict[str, list[float]]:
+    """Bytes a full step that this rank sent, with how often it was the rank's turn, by loss."""
+    counted = {}
+    for loss in LOSSES:
+        config = config_of(Path(directory), loss)
+        inputs = setup.read_inputs(config, collectives.world.world_size)
+        run = setup.build(inputs, collectives, None)
+        steps, full_size, global_step = [], config.train.global_batch_size, 0
+        for epoch in range(NUM_EPOCHS):
+            for batch in run.reader.batches(epoch):
+                before = run.tables.exchanged_bytes
+                result = train_step(run, batch, global_step, "the test")
+                global_step += 1
+                # the last step of an epoch has what is left
+                if result.num_rows == full_size:
+                    steps.append(run.tables.exchanged_bytes - before)
+        counted[loss] = [sum(steps) / len(steps), float(len(steps))]
+    return counted
+
+
+def test_predicted_bytes_are_those_that_ranks_exchange(tmp_path: Path) -> None:
+    config_of(tmp_path, "softmax")
+    answers = run_ranks(
+        NUM_RANKS, "tests.parallel.test_planner:count_on_ranks", {"directory": str(tmp_path)},
+        tmp_path,
+    )  # fmt: skip
+    for loss in LOSSES:
+        report = plan_run(config_of(tmp_path, loss), NUM_RANKS)
+        for rank, answer in enumerate(answers):
+            sent, num_steps = answer[loss]
+            assert num_steps >= 40
+            predicted = report.ranks[rank].sent_bytes
+            assert predicted == pytest.approx(sent, rel=TOLERANCE), (loss, rank)

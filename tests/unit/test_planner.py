@@ -1,0 +1,137 @@
+"""The plan of a run: its memory, what fits, what is refused; without Spark, Horovod or tables."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from distrec.cli import app
+from distrec.errors import ConfigError, DataError
+from distrec.model import ModelSpec, UnifiedModel
+from distrec.planner import parse_bandwidth, parse_bytes, plan_run
+from distrec.planner.dataset import read_sample
+from distrec.planner.plan import Sizer
+from distrec.planner.units import format_bytes
+from distrec.sharding.plan import bytes_per_rank
+from distrec.trainer.setup import read_inputs
+from tests.training import make_config, write_config
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("64GiB", 64 * 2**30), ("1.5 MB", 1_500_000), ("512B", 512), ("2TiB", 2**41)],
+)
+def test_sizes(text: str, expected: int) -> None:
+    assert parse_bytes(text, "--memory-per-rank") == expected
+
+
+@pytest.mark.parametrize("text", ["64", "GiB", "-1GiB", "64Gib", "0GiB", "1e3GiB", "10Gbit", ""])
+def test_sizes_that_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_bytes(text, "--memory-per-rank")
+    assert str(error.value) == (
+        f"--memory-per-rank is a size with its unit, above zero. Received: {text!r}. Write 64GiB, "
+        "512MiB or another of B, KB, KiB, MB, MiB, GB, GiB, TB, TiB, PB, PiB."
+    )
+
+
+def test_speeds() -> None:
+    assert parse_bandwidth("10Gbit", "--bandwidth") == 1.25e9
+    assert parse_bandwidth("100Mbit/s", "--bandwidth") == 12.5e6
+    for text in ("10GB", "10", "0Gbit", "fast"):
+        with pytest.raises(ConfigError, match="--bandwidth is what one rank can send in bits"):
+            parse_bandwidth(text, "--bandwidth")
+
+
+def test_sizes_are_shown_with_a_unit() -> None:
+    assert [format_bytes(n) for n in (0, 1023, 1536, 20 * 2**20, 300 * 2**30)] == [
+        "0 B", "1023 B", "1.50 KiB", "20.0 MiB", "300 GiB",
+    ]  # fmt: skip
+
+
+def test_tables_and_memory_are_those_of_training(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    report = plan_run(config, 3)
+    inputs = read_inputs(config, 3)
+    assert tuple(entry.plan for entry in report.tables) == inputs.plans
+    held = [rank.memory.table_weights + rank.memory.table_state for rank in report.ranks]
+    assert held == list(bytes_per_rank(inputs.plans, 3))
+    model = UnifiedModel(inputs.spec, config.model)
+    # weights, gradients and two moments of AdamW, four bytes each
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert report.ranks[0].memory.dense == 4 * 4 * parameters
+    assert sum(rank.share for rank in report.ranks) == pytest.approx(1)
+
+
+def test_look_ups_are_those_of_the_model(tmp_path: Path) -> None:
+    # 720 examples, all of them in the step of one rank: every look-up is certain
+    config = make_config(
+        tmp_path, {"train": {"global_batch_size": 1000}, "loss": {"kind": "softmax"}}
+    )
+    found = Sizer(config).lookups(1)
+    inputs = read_inputs(config, 1)
+    sample = read_sample(config.dataset_directory, inputs.manifest, 10).batch
+    assert sample.batch_size == found.num_examples == 720
+    model = UnifiedModel(ModelSpec.from_manifest(inputs.manifest), config.model)
+    requests = {**model.user_requests(sample), **model.item_requests(inputs.items)}
+    trained = inputs.manifest.num_trained_items
+    for table, lookups in found.tables.items():
+        asked = [request.ids.values for request in requests.values() if request.table == table]
+        ids = torch.unique(torch.cat(asked)).numpy()
+        # items that train never saw are no candidates, so nothing asks for the unknown row
+        ids = ids[ids >= 2] if table in ("item", "item_bias") else ids[ids >= 1]
+        rows = lookups.rows
+        listed = [np.arange(f, f + n) for f, n in zip(rows.first_ids, rows.num_ids, strict=True)]
+        assert np.concatenate(listed).tolist() == ids.tolist(), table
+        assert rows.chances == pytest.approx(1)
+    assert found.num_candidates == trained - 2
+    assert found.tables["user"].num_ids == 720
+    assert found.tables["item_history"].num_ids == len(sample.history.values)
+
+
+def test_the_fewest_ranks_are_the_fewest(tmp_path: Path) -> None:
+    config = make_config(tmp_path, {"model": {"embedding_dim": 512}})
+    sizer = Sizer(config)
+    limit = sizer.memory(0, 3).total
+    assert sizer.memory(0, 2).total > limit
+    assert sizer.fewest_ranks(limit) == 3
+    assert sizer.fewest_ranks(2**20) == 0
+
+
+def test_command(tmp_path: Path) -> None:
+    path = write_config(make_config(tmp_path))
+    arguments = ["plan", str(path), "--ranks", "3", "--memory-per-rank", "1GiB"]
+    arguments += ["--bandwidth", "1Gbit", "--set", "sharding.tables.item='replicated'"]
+    document = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
+    assert document["fewest_ranks"] == 1
+    assert document["bandwidth_bytes_per_second"] == 125e6
+    placed = {table["name"]: table["placement"] for table in document["tables"]}
+    assert placed["item"] == "replicated"
+    assert placed["user"] == "row_wise"
+    shown = CliRunner().invoke(app, arguments, env={"COLUMNS": "160"}).stdout
+    for part in ("row_wise", "share of rows", "3 ranks fit 1.00 GiB a rank", "at 1 Gbit/s"):
+        assert part in shown
+
+
+def test_refusals(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    with pytest.raises(ConfigError, match=r"--ranks is at least 1\. Received: 0"):
+        plan_run(config, 0)
+    with pytest.raises(DataError, match="Run prepare first"):
+        plan_run(config.model_copy(update={"output": str(tmp_path / "none")}), 2)
+
+
+def test_plans_without_spark_horovod_and_kernels() -> None:
+    code = (
+        "import sys, distrec.planner\n"
+        "print([n for n in ('pyspark', 'horovod', 'fbgemm_gpu') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

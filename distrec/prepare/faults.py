@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
 
-from distrec.errors import DataError, DistrecError, LaunchError
+from distrec.errors import ConfigError, DataError, DistrecError, LaunchError
 
-_FILE = re.compile(r"(?:reading file|CSV file:|Path does not exist:) ?(?:file:)?(\S+)")
+_FILE = re.compile(r"(?:reading file|CSV file:|Path does not exist:) ?(?:file:(?://(?=/))?)?(\S+)")
+_CHARSET = re.compile(r"CHARSET.* but got (\S+?)\. ")
 _CAUSE = re.compile(r"Caused by: (?:[\w.$]+: )?(.+)")
 
 
@@ -47,6 +48,12 @@ def explain(text: str, source: str) -> DistrecError | None:
         return DataError(
             f"every path of {source} must match a file. Received: {path}, which matches none. "
             "Check the path, and from which directory the job is started."
+        )
+    charset = _CHARSET.search(text)
+    if charset:
+        return ConfigError(
+            f"prepare.{source}.encoding must be one that Java knows. Received: "
+            f"{charset.group(1)!r}. Write UTF-8, UTF-16, ISO-8859-1 or windows-1252, say."
         )
     if "CSV header does not conform" in text:
         header = re.search(r"Header: (.*)", text)

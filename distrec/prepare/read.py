@@ -63,7 +63,7 @@ def read_source(
         if source.format == "parquet":
             frame = spark.read.parquet(*paths).withColumn(CORRUPT, F.lit(None).cast("string"))
         elif source.format == "json":
-            frame = _read_json(spark, source, paths, wanted)
+            frame = _read_json(spark, source, paths, name, wanted)
         else:
             frame = _read_csv(spark, source, paths, name)
     _require_columns(frame, name, paths, wanted)
@@ -110,7 +110,11 @@ def _read_csv(spark: SparkSession, source: Source, paths: Sequence[str], name: s
 
 
 def _read_json(
-    spark: SparkSession, source: Source, paths: Sequence[str], wanted: Mapping[str, str]
+    spark: SparkSession,
+    source: Source,
+    paths: Sequence[str],
+    name: str,
+    wanted: Mapping[str, str],
 ) -> DataFrame:
     """All wanted columns as text: numbers as they are written, lists and objects as JSON."""
     options = {"encoding": source.encoding, "columnNameOfCorruptRecord": CORRUPT}
@@ -120,6 +124,11 @@ def _read_json(
     if not set(wanted.values()) <= set(present):
         present = spark.read.options(**options).json(list(paths)).columns
     names = [column for column in present if column not in (CORRUPT, "_corrupt_record")]
+    if not names:
+        raise DataError(
+            f"{name} must have rows, each a line with a JSON object. Received: {', '.join(paths)}, "
+            "where there is none. Check the path and format."
+        )
     fields = [StructField(column, StringType()) for column in (*names, CORRUPT)]
     return spark.read.schema(StructType(fields)).options(**options).json(list(paths))
 

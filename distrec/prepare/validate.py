@@ -29,6 +29,7 @@ SPLITS = (c.TRAIN, c.VALID, c.TEST)
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 _NOT_A_NUMBER = r"^\s*[nN][aA][nN]\s*$"
 _REPLACEMENT = "�"
+_BROKEN_RULE = "__broken_rule"
 
 
 def raw_column(side: str, name: str) -> str:
@@ -55,14 +56,18 @@ class Checks:
 
     def __post_init__(self) -> None:
         broken = F.col(CORRUPT)
-        not_text = f"bytes that are not {self.source.encoding}"
-        self.reject(broken.contains(_REPLACEMENT), not_text)
+        self._reject_undecoded(broken)
         wrong = "wrong number of columns" if self.source.format == "csv" else "line is not JSON"
         self.reject(broken.isNotNull(), wrong)
 
     def reject(self, condition: Column, reason: str) -> None:
         """Rows for which the condition holds are rejected, unless an earlier rule has done it."""
         self.rules.append((condition, reason))
+
+    def _reject_undecoded(self, text: Column) -> None:
+        """Bytes of another encoding: a decoder has replaced them, or nobody has looked at them."""
+        broken = text.contains(_REPLACEMENT) | ~F.is_valid_utf8(text)
+        self.reject(broken, f"bytes that are not {self.source.encoding}")
 
     @property
     def reason(self) -> Column:
@@ -83,7 +88,7 @@ class Checks:
             value = F.when(whole, value.cast("long").cast("string")).otherwise(value.cast("string"))
         else:
             value = value.cast("string")
-            self.reject(value.contains(_REPLACEMENT), f"bytes that are not {self.source.encoding}")
+            self._reject_undecoded(value)
         return F.when(F.trim(value) != "", value)
 
     def number(self, column: str, called: str = "a number") -> Column:
@@ -163,12 +168,13 @@ class Checks:
         whole = F.when(
             F.col(CORRUPT).isNotNull(), F.to_json(F.struct(F.col(CORRUPT).alias("line")))
         ).otherwise(F.to_json(F.struct(*raw)))
-        checked = self.frame.withColumn(c.REASON, self.reason)
+        # under a name that no source has: a column "reason" may be a feature
+        checked = self.frame.withColumn(_BROKEN_RULE, self.reason)
         return checked.select(
             *(value.alias(name) for name, value in typed.items()),
             F.col(PLACE),
-            F.col(c.REASON),
-            F.when(F.col(c.REASON).isNotNull(), whole).alias(c.RAW_ROW),
+            F.col(_BROKEN_RULE).alias(c.REASON),
+            F.when(F.col(_BROKEN_RULE).isNotNull(), whole).alias(c.RAW_ROW),
         )
 
 

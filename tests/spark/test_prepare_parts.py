@@ -97,6 +97,16 @@ def test_patterns_code_pages_and_numbers(spark: SparkSession, tmp_path: Path) ->
     assert json.loads(row.raw_row)["rating"] == "4,5"
 
 
+def test_columns_with_the_names_of_our_own(spark: SparkSession, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("user,item,time,rating,reason\n1,a,1,2,gift\n2,b,1,x,own\n")
+    context = (FeatureConfig(column="reason", kind="categorical"),)
+    rows = read_events(spark, tmp_path / "a.csv", context=context).collect()
+    assert {(row.raw_context_reason, row.reason) for row in rows} == {
+        ("gift", None), ("own", "column 'rating' is not a number"),
+    }  # fmt: skip
+    assert {row.raw_row and json.loads(row.raw_row)["reason"] for row in rows} == {None, "own"}
+
+
 # --- splits --------------------------------------------------------------------------------------
 
 EVENT = "user_id string, item_id string, time long, label double, weight double, split string"

@@ -72,6 +72,13 @@ CASES: dict[str, tuple[str | bytes | None, dict[str, Any], dict[str, Any], str]]
         '{"user_id": 1, "item_id": 2, "time": 3}\n{"user_id": 1', {"format": "json"}, {},
         '1 of 2 rows of events: 1 x line is not JSON, for example {"line":"{\\\\"user_id\\\\": 1"}',
     ),
+    "not UTF-8 in JSON": (
+        b'{"user_id": "u\xe9", "item_id": 2, "time": 3}\n', {"format": "json"}, {},
+        "1 x bytes that are not UTF-8",
+    ),
+    "empty JSON": (
+        "", {"format": "json"}, {}, "events must have rows.*a JSON object.*where there is none",
+    ),
     "nobody left": (
         GOOD, {}, {"user_k_core": 5},
         "filtering must leave users. Received: none; rows by step: read 12, k_core 12",
@@ -130,6 +137,14 @@ def test_pattern_of_times(spark: SparkSession, tmp_path: Path) -> None:
     (tmp_path / "events.csv").write_text(GOOD)
     with pytest.raises(ConfigError, match=r"time_format must be .*Received: 'when\?'"):
         prepare.run(spark, make_config(tmp_path, {"time_format": "when?"}))
+
+
+def test_encoding(spark: SparkSession, tmp_path: Path) -> None:
+    (tmp_path / "events.csv").write_text(GOOD)
+    for file_format in ("csv", "json"):
+        config = make_config(tmp_path, {"encoding": "utf-99", "format": file_format})
+        with pytest.raises(ConfigError, match=r"events\.encoding must be .*Received: 'utf-99'"):
+            prepare.run(spark, config)
 
 
 def test_failure_at_the_last_moment_and_a_killed_job(

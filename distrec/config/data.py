@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Literal
 
@@ -42,6 +43,20 @@ class Source(Section):
                 f"format = {self.format!r}, header = {str(self.header).lower()}. Remove it"
             )
         return self
+
+
+# a key that is set for another kind would be ignored in silence
+_KINDS_OF_KEYS = {
+    "separator": ("multi_categorical", "vector"),
+    "min_count": ("categorical", "multi_categorical"),
+    "transform": ("number",),
+    "clip": ("number",),
+    "missing": ("number", "vector"),
+    "num_buckets": ("number", "text"),
+    "dim": ("vector",),
+    "ngrams": ("text",),
+    "max_values": ("multi_categorical", "text"),
+}
 
 
 class FeatureConfig(Section):
@@ -92,6 +107,18 @@ class FeatureConfig(Section):
                 f"the feature names {sorted(columns.RESERVED_FEATURE_NAMES)} are taken. Received: "
                 f"{self.feature_name!r}. Set name to another word"
             )
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", self.feature_name):
+            raise ValueError(
+                "the name of a feature becomes that of a column, a file and a table: letters, "
+                f"digits, _ and -. Received: {self.feature_name!r}. Set name"
+            )
+        for key, kinds in _KINDS_OF_KEYS.items():
+            default = type(self).model_fields[key].default
+            if self.kind not in kinds and getattr(self, key) != default:
+                raise ValueError(
+                    f"{key} is for {' and '.join(kinds)}. Received: {key} = "
+                    f"{getattr(self, key)!r} with kind = {self.kind!r}. Remove it, or change kind"
+                )
         if self.clip is not None and self.clip[0] >= self.clip[1]:
             raise ValueError(f"clip is (lower, upper) with lower < upper. Received: {self.clip}")
         return self
@@ -135,6 +162,15 @@ class TableConfig(Source):
     """What to do when an id stands twice: fail, or keep one row and send the others to rejects."""
 
 
+_METHOD_OF_KEYS = {
+    "valid_time": "temporal",
+    "test_time": "temporal",
+    "known_share": "held_out_users",
+    "valid_paths": "given",
+    "test_paths": "given",
+}
+
+
 class SplitConfig(Section):
     """How events are divided into train, valid and test."""
 
@@ -159,6 +195,26 @@ class SplitConfig(Section):
     """given: files with the valid events, of the format of [prepare.events]."""
     test_paths: tuple[str, ...] = ()
     """given: files with the test events, of the format of [prepare.events]."""
+
+    @model_validator(mode="after")
+    def _of_method(self) -> SplitConfig:
+        for key, method in _METHOD_OF_KEYS.items():
+            value = getattr(self, key)
+            if value != type(self).model_fields[key].default and self.method != method:
+                raise ValueError(
+                    f"split.{key} is for method = {method!r}. Received: {key} = {value!r} with "
+                    f"method = {self.method!r}. Remove it, or change method"
+                )
+        if (
+            self.valid_time is not None
+            and self.test_time is not None
+            and self.valid_time > self.test_time
+        ):
+            raise ValueError(
+                "split.valid_time must not lie after split.test_time. Received: "
+                f"{self.valid_time} and {self.test_time}. Exchange them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _shares(self) -> SplitConfig:
@@ -237,8 +293,14 @@ class PrepareConfig(Section):
                 'split.method = "given" needs either events.split or split.test_paths. Received: '
                 f"events.split = {events.split!r}, test_paths = {list(split.test_paths)}"
             )
+        if split.method != "given" and events.split is not None:
+            raise ValueError(
+                f'events.split is for split.method = "given". Received: events.split = '
+                f"{events.split!r} with method = {split.method!r}. Remove it, or change method"
+            )
         for side, features in self.features_by_side():
-            names = [feature.feature_name for feature in features]
+            # Spark does not tell capitals from small letters
+            names = [feature.feature_name.lower() for feature in features]
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(

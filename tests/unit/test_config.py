@@ -53,6 +53,29 @@ def test_overrides_are_toml_values_or_strings() -> None:
         ("model.embedding_dim=6", "Input should be a multiple of 4. Received: 6."),
         ("model.towers=[]", "towers names each tower once, and at least one. Received: []"),
         ("prepare.split.test_share=0.95", "Received: 0.1 + 0.95. Make them smaller"),
+        (
+            "prepare.split.test_paths=['x']",
+            "split.test_paths is for method = 'given'. Received: test_paths = ('x',) with method = "
+            "'leave_one_out'. Remove it, or change method",
+        ),
+        (
+            "prepare.split={method='temporal', valid_time=9, test_time=8}",
+            "split.valid_time must not lie after split.test_time. Received: 9 and 8. Exchange them",
+        ),
+        ("prepare.events.split='s'", 'events.split is for split.method = "given". Received: '),
+        (
+            "prepare.events.context=[{column='a', kind='categorical', num_buckets=9}]",
+            "num_buckets is for number and text. Received: num_buckets = 9 with kind = "
+            "'categorical'. Remove it, or change kind",
+        ),
+        (
+            "prepare.events.context=[{column='price.usd', kind='number'}]",
+            "letters, digits, _ and -. Received: 'price.usd'. Set name",
+        ),
+        (
+            "prepare.events.context=[{column='A', kind='text'}, {column='a', kind='text'}]",
+            "feature names of one side differ. Received twice: ['a'] (context). Set name",
+        ),
         ("launch.hosts=['a:1']", "Received: num_ranks = 2, 1 slots in ['a:1']"),
         ("prepare.events.header=false", "csv without a header needs column_names"),
         ("train", "--set takes key=value. Received: 'train'."),

@@ -1,8 +1,10 @@
 """Build and install Horovod 0.28.1 for the torch that is installed, once, and cache the wheel.
 
 Horovod's last release does not compile against torch 2.13 as it stands: its CMake files ask for
-C++14, torch's headers need C++20. The same step mends its stall check, which is dead under Gloo
-because a vector is reserved where it has to be resized. Run with ``python -m
+C++14, torch's headers need C++20. The same step mends two faults of its Gloo part: a stall check
+that is dead because a vector is reserved where it has to be resized; and connections that ignore
+the network interface asked for and go by the host's name, so that a host whose name means
+127.0.1.1, as is usual on Debian, could not train with another. Run with ``python -m
 distrec.horovod_build``. The wheel is kept under ``$XDG_CACHE_HOME/distrec/wheels`` (by default
 ``~/.cache``), by torch version, Python version, GPU or not, and the patches.
 """
@@ -22,6 +24,14 @@ from pathlib import Path
 
 HOROVOD_VERSION = "0.28.1"
 
+# where the connections of a set of ranks are opened
+_SET_DEVICE = """\
+  device_attr.iface = gloo_iface_;
+  device_attr.ai_family = AF_UNSPEC;
+  auto dev = CreateDevice(device_attr);
+
+  global_ctx"""
+
 # (file, text as released, text that compiles and works, how often it stands there)
 PATCHES = (
     ("CMakeLists.txt", "set(CMAKE_CXX_STANDARD 14)", "set(CMAKE_CXX_STANDARD 20)", 1),
@@ -37,6 +47,12 @@ PATCHES = (
         "horovod/common/gloo/gloo_controller.cc",
         "global_ranks_.reserve(size_)",
         "global_ranks_.resize(size_)",
+        1,
+    ),
+    (
+        "horovod/common/gloo/gloo_context.cc",
+        _SET_DEVICE,
+        f"  gloo_iface_ = global_context.gloo_iface_;\n{_SET_DEVICE}",
         1,
     ),
 )

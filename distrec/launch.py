@@ -97,7 +97,9 @@ def horovodrun_command(config: Config) -> list[str]:
     command = [sys.executable, str(launcher), "-np", str(launch.num_ranks), "--gloo"]
     command += ["--gloo-timeout-seconds", str(launch.timeout_seconds)]
     if launch.hosts:
-        command += ["-H", ",".join(launch.hosts)]
+        command += ["-H", ",".join(launch.hosts), "--ssh-port", str(launch.ssh_port)]
+        if launch.ssh_identity_file is not None:
+            command += ["--ssh-identity-file", launch.ssh_identity_file]
     interfaces = launch.network_interfaces or (() if launch.hosts else ("lo",))
     if interfaces:
         command += ["--network-interfaces", ",".join(interfaces)]

@@ -70,6 +70,10 @@ class LaunchConfig(Section):
     """auto: cuda where there is one."""
     network_interfaces: tuple[str, ...] = ()
     """Interfaces for Gloo, such as eth0; on one machine the loopback."""
+    ssh_port: int = Field(default=22, ge=1, le=65535)
+    """Several hosts: where their ssh servers listen."""
+    ssh_identity_file: str | None = None
+    """Several hosts: private key to log in with; ssh's own choice when not given."""
     timeout_seconds: int = Field(default=120, ge=1)
     """A rank that waits longer in a collective stops the job."""
 

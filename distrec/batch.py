@@ -142,7 +142,8 @@ class ItemBatch:
 
     Args:
         item_index: int64, (M,), in [FIRST_INDEX, num_items).
-        count: int64, (M,): events in train.
+        count: int64, (M,): events in train; columns.FREE_COUNT where the index is free, and so
+            stands for no item.
         ids: item features that are ids, by dataset column.
         dense: item numbers and vectors side by side: float32, (M, num_dense).
     """
@@ -151,3 +152,8 @@ class ItemBatch:
     count: Tensor
     ids: Mapping[str, Jagged]
     dense: Tensor
+
+    @property
+    def is_free(self) -> Tensor:
+        """Which indexes stand for no item: bool, (M,). Nobody is recommended one of them."""
+        return self.count < 0

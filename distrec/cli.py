@@ -18,7 +18,7 @@ from distrec import __version__, pipeline
 from distrec.config import Config, load_config
 from distrec.config_reference import reference
 from distrec.errors import DistrecError
-from distrec.job import configure_logging, execute
+from distrec.job import configure_logging, execute, override
 
 app = typer.Typer(
     add_completion=False,
@@ -108,9 +108,21 @@ def print_summary(config: Config, console: Console) -> None:
 
 
 @app.command()
-def prepare(config_path: ConfigPath, overrides: Overrides = None) -> None:
+def prepare(
+    config_path: ConfigPath,
+    extend: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="An earlier dataset, whose values keep their ids; the same as prepare.extend.",
+            show_default=False,
+        ),
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
     """Raw events and catalogues to a dataset, with Spark."""
-    _run_single("prepare", config_path, overrides)
+    extending = [] if extend is None else [override("prepare.extend", extend)]
+    _run_single("prepare", config_path, [*(overrides or ()), *extending])
 
 
 @app.command()

@@ -1,7 +1,8 @@
 """Every column name of a dataset and of the scored output, spelled once.
 
 Raw ids are strings, as the user wrote them. An index is a vocabulary id: 0 is padding, 1 is
-unknown, 2 is the most frequent value in train. Catalogue items never seen in train follow the
+unknown, 2 is the most frequent value in train (of the first dataset, where one extends another: ids
+of later values are in the order of their coming). Catalogue items never seen in train follow the
 trained ones (index >= num_trained_items): they have features and a place in the item matrix, and
 look up the unknown row in every table keyed by item.
 """
@@ -24,6 +25,12 @@ EVENT_TYPE = "event_type"
 SPLIT = "split"
 TITLE = "title"
 COUNT = "count"
+# vocabularies with eviction: Unix seconds of the last event in which the value was seen
+LAST_TIME = "last_time"
+# generation of the dataset in which an id was given to another value
+GENERATION = "generation"
+# in the place of a count: the index stands for no item, for its id was taken from one
+FREE_COUNT = -1
 
 # item indexes of the user's last L positive events before the example, oldest first, their times
 HISTORY = "history"

@@ -11,11 +11,14 @@ dataset. Only files named in the manifest belong to it. Columns of each split:
   context features hold those of the user's first withheld event.
 - ``items/`` (one row a known item, item_index ascending over the files in manifest order, without a
   gap from FIRST_INDEX): item_id string, item_index int64, title string, count int64, every item
-  feature.
+  feature. A free index has item_id "", count FREE_COUNT and no features: it stands for no item.
 - ``users/`` (one row a known user): user_id string, user_index (1 when train never saw them),
   num_events, time, history, history_times, seen: over all splits, every user feature; context
   features are padding and zero.
-- ``vocab/<name>/``: value string, id int64, count int64.
+- ``vocab/<name>/``: value string, id int64, count int64; with prepare.evict_after_days also
+  last_time int64.
+- ``vocab_free/<name>/``: id int64, of no value at present; ``vocab_reused/<name>/``: id int64,
+  generation int64 in which it was last given to another value. Both in extended datasets only.
 
 Feature columns: int64 for ``categorical``; list<int64> for ``multi_categorical`` and ``text``;
 float32 for ``number``; list<float32> of fixed length for ``vector``. There are no nulls anywhere.
@@ -25,6 +28,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +38,7 @@ from distrec.errors import DataError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+MAX_ANCESTORS = 100
 
 
 class _Part(BaseModel):
@@ -85,6 +90,42 @@ class Vocabulary(_Part):
     sha256: str
     """Of the (value, id) pairs, whatever the files: two datasets with equal ones share ids."""
     files: tuple[FileEntry, ...]
+    num_free: int = 0
+    """Ids below num_embeddings that no value has; a later extension may give them away."""
+    free_files: tuple[FileEntry, ...] = ()
+    """Those ids."""
+    reused_files: tuple[FileEntry, ...] = ()
+    """Ids that changed hands, each with the generation in which it last did."""
+    num_admitted: int = 0
+    """Values that this extension gave an id."""
+    num_evicted: int = 0
+    """Values that lost their id in this extension."""
+    num_reused: int = 0
+    """Of the admitted values, those with an id that another value had."""
+
+
+class VocabularyState(_Part):
+    """What is known of a vocabulary of an earlier dataset."""
+
+    num_embeddings: int
+    sha256: str
+
+
+class Ancestor(_Part):
+    """A dataset that this one extends, directly or through others."""
+
+    content_hash: str
+    """DatasetManifest.content_hash."""
+    vocabularies: dict[str, VocabularyState]
+
+
+class Extension(_Part):
+    """What a dataset extends: every value of its vocabularies kept its id, or lost it."""
+
+    generation: int = Field(ge=1)
+    """Extensions that led here from a dataset that extends none."""
+    ancestors: tuple[Ancestor, ...] = Field(min_length=1)
+    """The extended dataset, the one that it extends and so on, at most MAX_ANCESTORS."""
 
 
 class DatasetManifest(_Part):
@@ -122,6 +163,8 @@ class DatasetManifest(_Part):
     """Rejected rows by reason."""
     statistics: dict[str, dict[str, float]]
     """Fitted numbers, by feature column: mean, std, min, max, missing."""
+    extends: Extension | None = None
+    """The previous dataset, when this one was made with prepare.extend."""
 
     def features_of(self, *sides: str) -> tuple[FeatureSpec, ...]:
         """The features of the given sides, in the manifest's order."""
@@ -130,6 +173,28 @@ class DatasetManifest(_Part):
     def num_dense(self, *sides: str) -> int:
         """Width of the dense matrix of the given sides."""
         return sum(feature.dim for feature in self.features_of(*sides))
+
+    @property
+    def generation(self) -> int:
+        """Number of extensions that led here."""
+        return 0 if self.extends is None else self.extends.generation
+
+    def as_ancestor(self) -> Ancestor:
+        """What a dataset that extends this one records of it."""
+        return Ancestor(
+            content_hash=self.content_hash,
+            vocabularies={
+                name: VocabularyState(num_embeddings=one.num_embeddings, sha256=one.sha256)
+                for name, one in self.vocabularies.items()
+            },
+        )
+
+    def all_files(self) -> Iterator[FileEntry]:
+        """Every file that belongs to the dataset."""
+        for split in self.splits.values():
+            yield from split.files
+        for one in self.vocabularies.values():
+            yield from (*one.files, *one.free_files, *one.reused_files)
 
     @property
     def content_hash(self) -> str:
@@ -165,11 +230,10 @@ def read_manifest(directory: str | Path) -> DatasetManifest:
         manifest = DatasetManifest.model_validate_json(text)
     except (ValidationError, ValueError, AttributeError) as error:
         raise DataError(f"{path} is not a dataset manifest: {error}. Run prepare again.") from error
-    for split in manifest.splits.values():
-        for entry in split.files:
-            parts = entry.path.split("/")
-            if entry.path.startswith("/") or ".." in parts or "\\" in entry.path:
-                raise DataError(
-                    f"a manifest names files inside its dataset. Received: {entry.path!r} ({path})."
-                )
+    for entry in manifest.all_files():
+        parts = entry.path.split("/")
+        if entry.path.startswith("/") or ".." in parts or "\\" in entry.path:
+            raise DataError(
+                f"a manifest names files inside its dataset. Received: {entry.path!r} ({path})."
+            )
     return manifest

@@ -109,17 +109,39 @@ def parse_arguments(
     return parser.parse_args(argv)
 
 
+def override(key: str, text: str) -> str:
+    """As --set has it, for a value that is text even where it looks like a number."""
+    return f"{key}={json.dumps(text)}"
+
+
 def run_job(
     name: str,
     description: str,
     function: Callable[[Config], Mapping[str, Any]],
     argv: Sequence[str] | None = None,
+    options: Mapping[str, tuple[str, str]] | None = None,
 ) -> int:
-    """Whole of a job without arguments of its own; returns the exit code."""
+    """Whole of a job; returns the exit code.
+
+    Args:
+        name: Of the job.
+        description: For --help.
+        function: Does the work.
+        argv: Arguments; those of the process by default.
+        options: Option -> key of the configuration that it sets, and what --help says of it.
+    """
     configure_logging()
-    arguments = parse_arguments(name, description, argv)
+    options = options or {}
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        for option, (key, text) in options.items():
+            parser.add_argument(option, metavar="PATH", dest=key, help=text)
+
+    arguments = parse_arguments(name, description, argv, add)
+    given = vars(arguments)
+    overrides = [override(key, given[key]) for key, _ in options.values() if given[key] is not None]
     try:
-        config = load_config(arguments.config, arguments.overrides)
+        config = load_config(arguments.config, [*arguments.overrides, *overrides])
     except DistrecError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return error.exit_code

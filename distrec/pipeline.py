@@ -97,7 +97,10 @@ class Stage:
 def _raw_files(config: Config) -> tuple[str, ...]:
     sources = [config.prepare.events, config.prepare.items, config.prepare.users]
     paths = [path for source in sources if source is not None for path in source.paths]
-    return (*paths, *config.prepare.split.valid_paths, *config.prepare.split.test_paths)
+    split, extend = config.prepare.split, config.prepare.extend
+    # datasets and checkpoints change only as a whole: their manifests tell one from another
+    manifests = [f"{extend}/manifest.json"] if extend is not None else []
+    return (*paths, *split.valid_paths, *split.test_paths, *manifests)
 
 
 STAGES = (

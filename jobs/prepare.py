@@ -8,4 +8,16 @@ from distrec import pipeline
 from distrec.job import run_job
 
 if __name__ == "__main__":
-    sys.exit(run_job("prepare", __doc__, pipeline.prepare))
+    sys.exit(
+        run_job(
+            "prepare",
+            str(__doc__),
+            pipeline.prepare,
+            options={
+                "--extend": (
+                    "prepare.extend",
+                    "an earlier dataset, whose values keep their ids; the same as prepare.extend",
+                )
+            },
+        )
+    )

@@ -258,6 +258,13 @@ class PrepareConfig(Section):
     """L: positive events kept of a user's past."""
     max_reject_share: float = Field(default=0.01, ge=0, le=1)
     """The job fails when a larger share of the rows of a source breaks the contract."""
+    extend: str | None = Field(default=None, min_length=1)
+    """Directory of an earlier dataset of the same features: every value that has an id there keeps
+    it, new values get the next ones, and what was fitted there (means, buckets) is taken over.
+    min_user_count, min_item_count and min_count then hold for new values only."""
+    evict_after_days: int | None = Field(default=None, ge=1)
+    """Values without an event in this many days before the newest event have no id. With extend,
+    values that had one lose it, and the next extension may give it to a new value."""
     latest_time: int | None = None
     """Unix seconds; a later event is rejected as lying in the future. By default: now."""
     num_files: int = Field(default=0, ge=0)
@@ -277,6 +284,11 @@ class PrepareConfig(Section):
             raise ValueError(
                 "label_from_rating needs min_rating, and no events.label. Received: min_rating = "
                 f"{self.min_rating}, events.label = {events.label!r}"
+            )
+        if self.evict_after_days is not None and events.time is None:
+            raise ValueError(
+                "evict_after_days needs events.time. Received: evict_after_days = "
+                f"{self.evict_after_days}, no time column. Name the column"
             )
         if self.event_types and events.event_type is None:
             raise ValueError(

@@ -35,6 +35,8 @@ class BeyondAccuracy:
     ) -> None:
         self.ks = tuple(ks)
         self.num_items = num_items
+        # free indexes have a count below zero, and are no items
+        self._is_item = item_counts >= 0
         self._item_counts = item_counts.double()
         self._vectors = None if item_vectors is None else item_vectors.cpu().float()
         # times recommended, by K and item
@@ -85,7 +87,8 @@ class BeyondAccuracy:
     def compute(self) -> dict[str, float]:
         """By name: ``coverage@10``, ``popularity@10``, and ``diversity@10`` with item vectors."""
         shown = self._shown[:, FIRST_INDEX:]
-        coverage = (shown > 0).double().mean(1) if shown.shape[1] else shown.sum(1)
+        items = shown[:, self._is_item]
+        coverage = (items > 0).double().mean(1) if items.shape[1] else items.sum(1)
         popularity = (shown @ self._item_counts) / shown.sum(1).clamp(min=1.0)
         rows = [coverage, popularity]
         if self._vectors is not None:

@@ -152,7 +152,8 @@ class RankingMetrics:
     Args:
         ks: Cut-offs K.
         num_items: Rows of the item matrix, the manifest's num_items.
-        item_counts: int64, (num_items - FIRST_INDEX,): events in train, as ItemBatch.count.
+        item_counts: int64, (num_items - FIRST_INDEX,): events in train, as ItemBatch.count; below
+            zero for free indexes, which are not recommended.
         exclude_seen: Mask what the user has already had.
         cold_user_events: A user with at most this many events is cold.
         cold_item_count: An item with at most this many train events is cold.
@@ -182,6 +183,8 @@ class RankingMetrics:
         # by item index; what is in no catalogue has no train events
         self._is_cold = torch.ones(num_items, dtype=torch.bool)
         self._is_cold[FIRST_INDEX:] = item_counts.cpu() <= cold_item_count
+        free = (item_counts.cpu() < 0).nonzero()[:, 0]
+        self._free = free if len(free) else None
         # a group a row: queries, targets, then each metric at each K
         self._sums = torch.zeros(len(GROUPS), 2 + len(ACCURACY) * len(self.ks)).double()
         self._beyond = (
@@ -214,6 +217,8 @@ class RankingMetrics:
             self._check_shape(block, stop <= num_queries)
             seen = slice_bags(queries.seen, start, stop) if self.exclude_seen else None
             targets = slice_bags(queries.targets, start, stop)
+            if self._free is not None:
+                block = block.index_fill(1, self._free.to(block.device), -torch.inf)
             lists[start:stop] = recommend(block, self.ks[-1], seen, targets)
             start = stop
         if start != num_queries:

@@ -2,6 +2,6 @@
 
 from distrec.model.objective import Objective, resolve_loss_kind
 from distrec.model.spec import ModelSpec
-from distrec.model.unified import UnifiedModel
+from distrec.model.unified import UnifiedModel, vocabulary_of
 
-__all__ = ["ModelSpec", "Objective", "UnifiedModel", "resolve_loss_kind"]
+__all__ = ["ModelSpec", "Objective", "UnifiedModel", "resolve_loss_kind", "vocabulary_of"]

@@ -125,7 +125,10 @@ class Objective:
         # cold items have no positives: as negatives they would only learn to be bad
         last = model.spec.num_items if self.kind == "binary" else model.spec.num_trained_items
         self._num_candidates = last - FIRST_INDEX
-        places = torch.arange(self._num_candidates)
+        is_item = ~catalogue.is_free[: self._num_candidates].cpu()
+        places = is_item.nonzero()[:, 0]
+        # position in the catalogue -> among the candidates, which free indexes are not
+        self._places = None if bool(is_item.all()) else (is_item.cumsum(0) - 1).to(self.device)
         self._items = _on_device(select_items(catalogue, places), self.device)
         self._sampler = NegativeSampler(
             self._items.count, config.sampling_power, config.num_negatives, seed
@@ -210,6 +213,8 @@ class Objective:
     def _choose(self, batch: Batch, global_step: int) -> Candidates:
         has_place = self._has_place(batch)
         positions = torch.where(has_place, batch.item_index - FIRST_INDEX, 0)
+        if self._places is not None:
+            positions = self._places[positions].clamp(min=0)
         none = positions.new_empty(0)
         if self.kind == "softmax":
             return Candidates(self._items, positions, has_place, none, torch.empty(0))

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distrec.batch import Batch, ItemBatch
-from distrec.columns import FIRST_INDEX
+from distrec.columns import FIRST_INDEX, ITEM_ID, USER_ID
 from distrec.config import ModelConfig
 from distrec.model.features import has_features
 from distrec.model.layers import Gate
 from distrec.model.spec import ModelSpec
 from distrec.model.towers import (
+    USER_TABLE,
     AutoencoderTower,
     CollaborativeTower,
     DeepTower,
@@ -44,6 +45,14 @@ _NUM_USER_SIGNALS = 4
 _NUM_ITEM_SIGNALS = 3
 # brings log1p of counts to the size of the flags beside them
 _LOG_COUNT_SCALE = 0.2
+
+
+def vocabulary_of(table: str, spec: ModelSpec) -> str:
+    """The vocabulary whose ids are the rows of a table; a text feature's column has none."""
+    if table == USER_TABLE:
+        return USER_ID
+    columns = {feature.column for feature in spec.features}
+    return table if table in columns else ITEM_ID
 
 
 class UnifiedModel(nn.Module):
@@ -206,7 +215,9 @@ class UnifiedModel(nn.Module):
         if withheld is not None:
             known = known & ~withheld
         flag = known.to(torch.float32)
-        log_count = torch.log1p(items.count.to(torch.float32)) * _LOG_COUNT_SCALE * flag
+        # a free index has a count below zero
+        counts = items.count.clamp(min=0).to(torch.float32)
+        log_count = torch.log1p(counts) * _LOG_COUNT_SCALE * flag
         return torch.cat(
             [torch.stack([log_count, flag], dim=1), has_features(items.ids, items.dense)], dim=1
         )

@@ -112,14 +112,14 @@ def _candidate_chance(
     power, total = loss.sampling_power, 0.0
     if kind == "sampled_softmax":
         total = sum(
-            float((_trained(items, spec) * (items.count.numpy() + 1.0) ** power).sum())
+            float((_trained(items, spec) * (_counts(items) + 1.0) ** power).sum())
             for items in catalogue()
         )
 
     def log_absence(items: ItemBatch) -> Floats:
         if kind == "softmax":
             return np.where(_trained(items, spec), -np.inf, 0.0)
-        counts = items.count.numpy()
+        counts = _counts(items)
         result = log_absence_of_events(counts, min(share, 1.0))
         if kind == "sampled_softmax":
             drawn = (counts + 1.0) ** power / total
@@ -130,10 +130,15 @@ def _candidate_chance(
 
 
 def _trained(items: ItemBatch, spec: ModelSpec) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    trained: np.ndarray[tuple[int], np.dtype[np.bool_]] = (
-        items.item_index.numpy() < spec.num_trained_items
-    )
-    return trained
+    trained = (items.item_index < spec.num_trained_items) & ~items.is_free
+    flags: np.ndarray[tuple[int], np.dtype[np.bool_]] = trained.numpy()
+    return flags
+
+
+def _counts(items: ItemBatch) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Events in train; a free index has none."""
+    counts: np.ndarray[tuple[int], np.dtype[np.int64]] = items.count.clamp(min=0).numpy()
+    return counts
 
 
 def _collect(

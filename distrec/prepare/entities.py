@@ -9,9 +9,10 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from distrec import columns as c
+from distrec.prepare.extend import Continuation
 from distrec.prepare.features import TRAIN_COUNT
 from distrec.prepare.rank import with_rank
-from distrec.prepare.vocabulary import FittedVocabulary, fit_vocabulary
+from distrec.prepare.vocabulary import NEW, FittedVocabulary, fit_vocabulary
 from distrec.prepare.workspace import Workspace
 
 
@@ -23,7 +24,7 @@ class Entities:
         vocabulary: Those with a row of their own in the tables.
         frame: The id, its index, TRAIN_COUNT, title (items) and the raw features, null where the
             catalogue does not have the id.
-        num_rows: Of the frame.
+        num_rows: Of the frame; of items, the free indexes among them.
     """
 
     vocabulary: FittedVocabulary
@@ -31,10 +32,23 @@ class Entities:
     num_rows: int
 
 
-def _train_counts(events: DataFrame, id_column: str, workspace: Workspace) -> DataFrame:
-    train = events.filter(F.col(c.SPLIT) == c.TRAIN)
-    counts = train.groupBy(F.col(id_column).alias(c.VALUE)).agg(F.count("*").alias(c.COUNT))
+def _train_counts(
+    events: DataFrame, id_column: str, workspace: Workspace, continuation: Continuation
+) -> DataFrame:
+    """Events in train by id; with continuation.tracks_time also those of no train event."""
+    value = F.col(id_column).alias(c.VALUE)
+    in_train = F.col(c.SPLIT) == c.TRAIN
+    if continuation.tracks_time:
+        counts = events.groupBy(value).agg(
+            F.count_if(in_train).alias(c.COUNT), F.max(c.TIME).alias(c.LAST_TIME)
+        )
+    else:
+        counts = events.filter(in_train).groupBy(value).agg(F.count("*").alias(c.COUNT))
     return workspace.materialize(counts, f"train-{id_column}")
+
+
+def _times(continuation: Continuation) -> list[str]:
+    return [c.LAST_TIME] if continuation.tracks_time else []
 
 
 def _described(known: DataFrame, table: DataFrame | None, raw: Sequence[str]) -> DataFrame:
@@ -50,6 +64,7 @@ def find_users(
     raw: Sequence[str],
     min_count: int,
     workspace: Workspace,
+    continuation: Continuation = NEW,
 ) -> Entities:
     """Users of any split and of the user table; those that train has not have UNKNOWN_INDEX.
 
@@ -58,9 +73,10 @@ def find_users(
         table: Checked user table: id, title, raw features.
         raw: Names of the raw features.
         min_count: Users with fewer train events share UNKNOWN_INDEX.
+        continuation: What is extended, and what is too old.
     """
-    counts = _train_counts(events, c.USER_ID, workspace)
-    vocabulary = fit_vocabulary(counts, c.USER_ID, min_count, workspace)
+    counts = _train_counts(events, c.USER_ID, workspace, continuation)
+    vocabulary = fit_vocabulary(counts, c.USER_ID, min_count, workspace, continuation)
     known = events.select(F.col(c.USER_ID).alias(c.ID))
     if table is not None:
         known = known.unionByName(table.select(c.ID))
@@ -76,6 +92,7 @@ def find_users(
         F.col(c.ID).alias(c.USER_ID),
         F.coalesce(c.USER_INDEX, F.lit(c.UNKNOWN_INDEX)).cast("long").alias(c.USER_INDEX),
         F.coalesce(TRAIN_COUNT, F.lit(0)).cast("long").alias(TRAIN_COUNT),
+        *_times(continuation),
         *(raw if table is not None else ()),
     )
     frame = workspace.materialize(frame, "users")
@@ -88,23 +105,27 @@ def find_items(
     raw: Sequence[str],
     min_count: int,
     workspace: Workspace,
+    continuation: Continuation = NEW,
 ) -> Entities:
     """Items of train and of the catalogue; those without a row of their own come last, by id.
 
-    An item that occurs in valid or test only, and in no catalogue, is not known.
+    An item that occurs in valid or test only, and in no catalogue, is not known. Items of the
+    previous dataset are known as long as they have an id; a free id stands for no item.
 
     Args:
         events: With split.
         table: Checked catalogue: id, title, raw features.
         raw: Names of the raw features.
         min_count: Items with fewer train events are cold.
+        continuation: What is extended, and what is too old.
     """
-    counts = _train_counts(events, c.ITEM_ID, workspace)
-    vocabulary = fit_vocabulary(counts, c.ITEM_ID, min_count, workspace)
+    counts = _train_counts(events, c.ITEM_ID, workspace, continuation)
+    vocabulary = fit_vocabulary(counts, c.ITEM_ID, min_count, workspace, continuation)
     trained = vocabulary.frame.select(
         F.col(c.VALUE).alias(c.ID), F.col(c.ID).alias(c.ITEM_INDEX), F.col(c.COUNT)
     )
-    known = counts.select(F.col(c.VALUE).alias(c.ID))
+    in_train = counts.filter(F.col(c.COUNT) > 0)
+    known = in_train.select(F.col(c.VALUE).alias(c.ID))
     if table is not None:
         known = known.unionByName(table.select(c.ID)).distinct()
     cold = known.join(trained, c.ID, "left_anti")
@@ -119,13 +140,26 @@ def find_items(
             F.coalesce(c.COUNT, F.lit(0)).cast("long").alias(c.COUNT),
         )
     )
+    if vocabulary.growth is not None:
+        numbered = numbered.unionByName(
+            vocabulary.growth.free.select(
+                F.lit("").alias(c.ID),
+                F.col(c.ID).alias(c.ITEM_INDEX),
+                F.lit(c.FREE_COUNT).cast("long").alias(c.COUNT),
+            )
+        )
+    if continuation.tracks_time:
+        times = counts.select(F.col(c.VALUE).alias(c.ID), c.LAST_TIME)
+        numbered = numbered.join(times, c.ID, "left")
     described = _described(numbered, table, raw)
     frame = described.select(
         F.col(c.ID).alias(c.ITEM_ID),
         c.ITEM_INDEX,
         F.col(c.COUNT).alias(TRAIN_COUNT),
         c.TITLE,
+        *_times(continuation),
         *(raw if table is not None else ()),
     )
     frame = workspace.materialize(frame, "items")
-    return Entities(vocabulary, frame, vocabulary.num_values + num_cold)
+    num_indexes = vocabulary.num_embeddings - c.FIRST_INDEX
+    return Entities(vocabulary, frame, num_indexes + num_cold)

@@ -18,14 +18,19 @@ from pyspark.sql import functions as F
 from distrec import columns as c
 from distrec.config import FeatureConfig
 from distrec.dataset import FeatureSpec
+from distrec.prepare.extend import Continuation
 from distrec.prepare.validate import raw_column
-from distrec.prepare.vocabulary import FittedVocabulary, fit_vocabulary
+from distrec.prepare.vocabulary import NEW, FittedVocabulary, fit_vocabulary
 from distrec.prepare.workspace import Workspace
 
 TEXT_BUCKETS = 65_536
 
 # number of train events of a row: of a user, of an item; 1 or 0 for an event
 TRAIN_COUNT = "train_count"
+
+# names of statistics that are numbered: upper bounds of buckets, means of the places of a vector
+_EDGE = "edge_"
+_MEAN = "mean_"
 
 Statistics = dict[str, float]
 
@@ -39,7 +44,7 @@ class FittedFeature:
         spec: For the manifest.
         raw: Column that holds the typed value.
         vocabulary: Of categorical features.
-        statistics: Of numbers, under the names of the manifest.
+        statistics: Of numbers and vectors, under the names of the manifest.
         edges: Of bucketed numbers: upper bounds, included, of all buckets but the last.
         stand_in: Of vectors: what a missing one becomes, (dim,).
     """
@@ -59,15 +64,22 @@ class FittedFeature:
 
 
 def fit_features(
-    frame: DataFrame, side: str, features: Sequence[FeatureConfig], workspace: Workspace
+    frame: DataFrame,
+    side: str,
+    features: Sequence[FeatureConfig],
+    workspace: Workspace,
+    continuation: Continuation = NEW,
 ) -> tuple[FittedFeature, ...]:
     """Fit all features of a side.
 
     Args:
-        frame: TRAIN_COUNT and the raw columns; a row a user, an item or an event.
+        frame: TRAIN_COUNT and the raw columns; a row a user, an item or an event. With
+            continuation.tracks_time also last_time, null where nothing happened.
         side: user, item or context.
+        continuation: What is extended: of its features, ids go on and statistics stay.
     """
     seen = frame.filter(F.col(TRAIN_COUNT) > 0)
+    in_use = frame.filter(F.col(c.LAST_TIME).isNotNull()) if continuation.tracks_time else seen
     fitted = []
     for config in features:
         name = config.feature_name
@@ -77,11 +89,11 @@ def fit_features(
             spec=FeatureSpec(name=name, side=side, kind=config.kind, column=column),  # type: ignore[arg-type]
             raw=raw_column(side, name),
         )
-        fit = {
-            "categorical": _fit_ids, "multi_categorical": _fit_ids, "text": _fit_text,
-            "number": _fit_number, "vector": _fit_vector,
-        }[config.kind]  # fmt: skip
-        fitted.append(fit(base, seen, workspace))
+        if config.kind in ("categorical", "multi_categorical"):
+            fitted.append(_fit_ids(base, in_use, workspace, continuation))
+            continue
+        fit = {"text": _fit_text, "number": _fit_number, "vector": _fit_vector}[config.kind]
+        fitted.append(fit(base, seen, workspace, continuation.statistics(column)))
     return tuple(fitted)
 
 
@@ -89,18 +101,29 @@ def _with_spec(base: FittedFeature, **values: object) -> FeatureSpec:
     return base.spec.model_copy(update=values)
 
 
-def _fit_ids(base: FittedFeature, seen: DataFrame, workspace: Workspace) -> FittedFeature:
+def _fit_ids(
+    base: FittedFeature, frame: DataFrame, workspace: Workspace, continuation: Continuation
+) -> FittedFeature:
     value = F.col(base.raw)
     if base.config.kind == "multi_categorical":
         value = F.explode(value)
-    values = seen.select(value.alias(c.VALUE), TRAIN_COUNT).filter(F.col(c.VALUE).isNotNull())
-    counts = values.groupBy(c.VALUE).agg(F.sum(TRAIN_COUNT).alias(c.COUNT))
-    vocabulary = fit_vocabulary(counts, base.spec.column, base.config.min_count, workspace)
+    aggregates = [F.sum(TRAIN_COUNT).alias(c.COUNT)]
+    columns = [value.alias(c.VALUE), F.col(TRAIN_COUNT)]
+    if continuation.tracks_time:
+        aggregates.append(F.max(c.LAST_TIME).alias(c.LAST_TIME))
+        columns.append(F.col(c.LAST_TIME))
+    values = frame.select(*columns).filter(F.col(c.VALUE).isNotNull())
+    counts = values.groupBy(c.VALUE).agg(*aggregates)
+    vocabulary = fit_vocabulary(
+        counts, base.spec.column, base.config.min_count, workspace, continuation
+    )
     spec = _with_spec(base, num_embeddings=vocabulary.num_embeddings)
     return replace(base, spec=spec, vocabulary=vocabulary)
 
 
-def _fit_text(base: FittedFeature, seen: DataFrame, workspace: Workspace) -> FittedFeature:
+def _fit_text(
+    base: FittedFeature, seen: DataFrame, workspace: Workspace, kept: Statistics | None
+) -> FittedFeature:
     buckets = base.config.num_buckets or TEXT_BUCKETS
     return replace(base, spec=_with_spec(base, num_embeddings=c.FIRST_INDEX + buckets))
 
@@ -116,7 +139,20 @@ def _transformed(config: FeatureConfig, value: Column) -> Column:
     return value
 
 
-def _fit_number(base: FittedFeature, seen: DataFrame, workspace: Workspace) -> FittedFeature:
+def _fit_number(
+    base: FittedFeature, seen: DataFrame, workspace: Workspace, kept: Statistics | None
+) -> FittedFeature:
+    statistics = _number_statistics(base, seen) if kept is None else kept
+    if not base.is_bucketed:
+        return replace(base, spec=_with_spec(base, dim=1), statistics=statistics)
+    edges = tuple(sorted(value for name, value in statistics.items() if name.startswith(_EDGE)))
+    spec = _with_spec(base, kind="categorical", num_embeddings=c.FIRST_INDEX + len(edges) + 1)
+    bucketed = replace(base, spec=spec, statistics=statistics, edges=edges)
+    return replace(bucketed, vocabulary=_bucket_vocabulary(bucketed, seen, workspace))
+
+
+def _number_statistics(base: FittedFeature, seen: DataFrame) -> Statistics:
+    """Mean and so on, and the edges of the buckets, as the manifest has them."""
     config = base.config
     value = _transformed(config, F.col(base.raw))
     shares = [k / config.num_buckets for k in range(1, config.num_buckets)]
@@ -133,14 +169,11 @@ def _fit_number(base: FittedFeature, seen: DataFrame, workspace: Workspace) -> F
     statistics = {
         name: float(row[name] or 0.0) for name in ("mean", "std", "min", "max", "missing")
     }
-    if not base.is_bucketed:
-        return replace(base, spec=_with_spec(base, dim=1), statistics=statistics)
-    # equal quantiles make one bucket; nothing lies above the greatest value
-    edges = tuple(sorted({float(edge) for edge in row["edges"] or ()} - {statistics["max"]}))
-    statistics |= {f"edge_{k}": edge for k, edge in enumerate(edges)}
-    spec = _with_spec(base, kind="categorical", num_embeddings=c.FIRST_INDEX + len(edges) + 1)
-    bucketed = replace(base, spec=spec, statistics=statistics, edges=edges)
-    return replace(bucketed, vocabulary=_bucket_vocabulary(bucketed, seen, workspace))
+    if base.is_bucketed:
+        # equal quantiles make one bucket; nothing lies above the greatest value
+        edges = sorted({float(edge) for edge in row["edges"] or ()} - {statistics["max"]})
+        statistics |= {f"{_EDGE}{k}": edge for k, edge in enumerate(edges)}
+    return statistics
 
 
 def _bucket_vocabulary(
@@ -161,14 +194,22 @@ def _bucket_vocabulary(
     return FittedVocabulary(name, workspace.materialize(frame, f"vocab-{name}"), len(names))
 
 
-def _fit_vector(base: FittedFeature, seen: DataFrame, workspace: Workspace) -> FittedFeature:
+def _fit_vector(
+    base: FittedFeature, seen: DataFrame, workspace: Workspace, kept: Statistics | None
+) -> FittedFeature:
     dim = base.config.dim
     stand_in = [0.0] * dim
-    if base.config.missing == "mean":
+    if kept is not None:
+        stand_in = [kept[f"{_MEAN}{place}"] for place in range(dim)]
+    elif base.config.missing == "mean":
         places = seen.select(F.posexplode(base.raw).alias("place", "number"))
         for row in places.groupBy("place").agg(F.avg("number").alias("mean")).collect():
             stand_in[row["place"]] = float(row["mean"])
-    return replace(base, spec=_with_spec(base, dim=dim), stand_in=tuple(stand_in))
+    means = {f"{_MEAN}{place}": mean for place, mean in enumerate(stand_in)}
+    # only a mean is fitted: zero stands for what is missing in every dataset
+    statistics = means if base.config.missing == "mean" else {}
+    spec = _with_spec(base, dim=dim)
+    return replace(base, spec=spec, stand_in=tuple(stand_in), statistics=statistics)
 
 
 # --- encoding ------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -14,12 +14,14 @@ from pyspark.sql import functions as F
 from distrec import __version__
 from distrec import columns as c
 from distrec.config import Config, section_hash
-from distrec.dataset import DatasetManifest, Vocabulary
+from distrec.dataset import DatasetManifest, FileEntry, Vocabulary
 from distrec.prepare.clean import Audit
 from distrec.prepare.entities import Entities
 from distrec.prepare.examples import Examples
+from distrec.prepare.extend import Continuation
 from distrec.prepare.features import TRAIN_COUNT, FittedFeature, encode
 from distrec.prepare.manifest import as_split, entries
+from distrec.prepare.rank import with_rank
 from distrec.prepare.vocabulary import FittedVocabulary, vocabulary_hash
 from distrec.prepare.workspace import Workspace, concurrently, stage
 from distrec.prepare.write import POSITION, Written, num_train_files, shuffled, write_files
@@ -42,6 +44,7 @@ class Output:
         audit: What was rejected.
         counts: Rows by step; train, valid and test among them.
         times: min and max of the events' times.
+        continuation: What is extended.
     """
 
     config: Config
@@ -53,6 +56,7 @@ class Output:
     audit: Audit
     counts: dict[str, int]
     times: dict[str, float]
+    continuation: Continuation
     written: dict[str, Written] = field(default_factory=dict)
 
     @property
@@ -129,7 +133,25 @@ class Output:
 
     def _write_vocabulary(self, vocabulary: FittedVocabulary) -> None:
         name, rows = f"vocab/{vocabulary.name}", vocabulary.num_values
-        self._write_ordered(vocabulary.frame, c.ID, name, [c.VALUE, c.ID, c.COUNT], rows)
+        times = [c.LAST_TIME] if c.LAST_TIME in vocabulary.frame.columns else []
+        columns = [c.VALUE, c.ID, c.COUNT, *times]
+        growth = vocabulary.growth
+        if growth is None:
+            self._write_ordered(vocabulary.frame, c.ID, name, columns, rows)
+            return
+        self._write_ids(vocabulary.frame, name, columns, rows)
+        free, reused = _growth_directories(vocabulary.name)
+        self._write_ids(growth.free, free, [c.ID], growth.num_free)
+        columns = [c.ID, c.GENERATION]
+        self._write_ids(growth.reused, reused, columns, growth.num_changed_hands)
+
+    def _write_ids(self, frame: DataFrame, name: str, columns: list[str], num_rows: int) -> None:
+        """In order of the ids, which may have gaps."""
+        placed = with_rank(frame, [F.asc(c.ID)], POSITION, num_rows, self.workspace)
+        self.written[name] = write_files(
+            placed, name, columns, num_rows, self._num_files(num_rows), self.workspace,
+            contiguous=True,
+        )  # fmt: skip
 
     def _write_ordered(
         self, frame: DataFrame, index: str, name: str, columns: list[str], num_rows: int
@@ -153,8 +175,7 @@ class Output:
 
     def manifest(self) -> DatasetManifest:
         """What is written, with checksums."""
-        directories = {one.name: f"vocab/{one.name}" for one in self.vocabularies}
-        splits = [name for name in sorted(self.written) if name not in directories.values()]
+        splits = [name for name in sorted(self.written) if not name.startswith("vocab")]
         files = entries(self.workspace, self.written)
         prepare = self.config.prepare
         statistics = {one.spec.column: one.statistics for one in self.features if one.statistics}
@@ -169,15 +190,7 @@ class Output:
             schemas={name: self.written[name].schema for name in splits},
             splits={name: as_split(files[name]) for name in splits},
             features=tuple(feature.spec for feature in self.features),
-            vocabularies={
-                one.name: Vocabulary(
-                    name=one.name,
-                    num_embeddings=one.num_embeddings,
-                    sha256=vocabulary_hash(one),
-                    files=files[directories[one.name]],
-                )
-                for one in self.vocabularies
-            },
+            vocabularies={one.name: _entry(one, files) for one in self.vocabularies},
             num_users=self.users.vocabulary.num_embeddings,
             num_trained_items=self.items.vocabulary.num_embeddings,
             num_items=self.items.num_rows + c.FIRST_INDEX,
@@ -187,4 +200,34 @@ class Output:
             counts=self.counts,
             rejects=dict(sorted(self.audit.reasons.items())),
             statistics=statistics,
+            extends=self.continuation.extension(),
         )
+
+
+def _growth_directories(name: str) -> tuple[str, str]:
+    """Of the free ids and of the reused ones of a vocabulary."""
+    return f"vocab_free/{name}", f"vocab_reused/{name}"
+
+
+def _entry(vocabulary: FittedVocabulary, files: Mapping[str, tuple[FileEntry, ...]]) -> Vocabulary:
+    """The manifest's entry of a vocabulary that is written."""
+    entry = Vocabulary(
+        name=vocabulary.name,
+        num_embeddings=vocabulary.num_embeddings,
+        sha256=vocabulary_hash(vocabulary),
+        files=files[f"vocab/{vocabulary.name}"],
+    )
+    growth = vocabulary.growth
+    if growth is None:
+        return entry
+    free, reused = _growth_directories(vocabulary.name)
+    return entry.model_copy(
+        update={
+            "num_free": growth.num_free,
+            "free_files": files[free],
+            "reused_files": files[reused],
+            "num_admitted": growth.num_admitted,
+            "num_evicted": growth.num_evicted,
+            "num_reused": growth.num_reused,
+        }
+    )

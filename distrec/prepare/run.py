@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 from pyspark.sql import DataFrame, SparkSession
@@ -18,6 +19,7 @@ from distrec.files import commit, staging
 from distrec.prepare.clean import events_that_count
 from distrec.prepare.entities import Entities, find_items, find_users
 from distrec.prepare.examples import Examples
+from distrec.prepare.extend import SECONDS_PER_DAY, Continuation, open_previous
 from distrec.prepare.faults import translated
 from distrec.prepare.features import TRAIN_COUNT, FittedFeature, encode, fit_features
 from distrec.prepare.k_core import k_core
@@ -58,9 +60,10 @@ def run(spark: SparkSession, config: Config) -> DatasetManifest:
         DataError: Raw data is missing, damaged, breaks its contract, or nothing is left of it.
     """
     target = config.dataset_directory
+    continuation = open_previous(config)
     with _settings(spark), translated("the dataset"), staging(target) as root:
         workspace = Workspace(spark, root)
-        manifest = _prepare(config, workspace)
+        manifest = _prepare(config, workspace, continuation)
         with stage("commit"):
             workspace.drop_work()
             write_manifest(manifest, root)
@@ -84,23 +87,28 @@ def _settings(spark: SparkSession) -> Iterator[None]:
                 spark.conf.set(key, old)
 
 
-def _prepare(config: Config, workspace: Workspace) -> DatasetManifest:
+def _prepare(config: Config, workspace: Workspace, continuation: Continuation) -> DatasetManifest:
     """Everything but the move into place."""
     with stage("read and validate"):
         sources = read_sources(config.prepare, workspace)
     with stage("filter and split"):
         kept, counts = _filter(sources, config, workspace)
         events, times = _split(kept, counts, config, workspace)
+    days = config.prepare.evict_after_days
+    if days is not None:
+        continuation = replace(continuation, oldest=int(times["max"]) - days * SECONDS_PER_DAY)
     with stage("vocabularies and features"):
-        users, items = _find(events, sources, config, workspace)
-        counts |= {"users": users.num_rows, "items": items.num_rows}
-        fitted = _fit(events, users, items, config, workspace)
+        users, items = _find(events, sources, config, workspace, continuation)
+        num_items = items.num_rows - items.vocabulary.num_free
+        counts |= {"users": users.num_rows, "items": num_items}
+        fitted = _fit(events, users, items, config, workspace, continuation)
         examples = _examples(events, users, items, fitted, config, workspace)
     with stage("histories and files"):
         features = [feature for side in fitted.values() for feature in side]
         output = Output(
-            config, workspace, examples, users, items, features, sources.audit, counts, times
-        )
+            config, workspace, examples, users, items, features, sources.audit, counts, times,
+            continuation,
+        )  # fmt: skip
         output.write()
     with stage("checksums"):
         return output.manifest()
@@ -155,32 +163,43 @@ def _split(
 
 
 def _find(
-    events: DataFrame, sources: Sources, config: Config, workspace: Workspace
+    events: DataFrame,
+    sources: Sources,
+    config: Config,
+    workspace: Workspace,
+    continuation: Continuation,
 ) -> tuple[Entities, Entities]:
     """Every known user and item with an index."""
     prepare = config.prepare
     raw = {side: feature_columns(side, features) for side, features in prepare.features_by_side()}
+    least = {"user": prepare.min_user_count, "item": prepare.min_item_count}
+    common = (workspace, continuation)
     users, items = concurrently(
-        partial(find_users, events, sources.users, raw["user"], prepare.min_user_count, workspace),
-        partial(find_items, events, sources.items, raw["item"], prepare.min_item_count, workspace),
+        partial(find_users, events, sources.users, raw["user"], least["user"], *common),
+        partial(find_items, events, sources.items, raw["item"], least["item"], *common),
     )
     return users, items
 
 
 def _fit(
-    events: DataFrame, users: Entities, items: Entities, config: Config, workspace: Workspace
+    events: DataFrame,
+    users: Entities,
+    items: Entities,
+    config: Config,
+    workspace: Workspace,
+    continuation: Continuation,
 ) -> Fitted:
     """The features of each side, fitted on train."""
     in_train = (F.col(c.SPLIT) == c.TRAIN).cast("long")
     frames = {
         "user": users.frame,
         "item": items.frame,
-        "context": events.withColumn(TRAIN_COUNT, in_train),
+        "context": events.withColumns({TRAIN_COUNT: in_train, c.LAST_TIME: F.col(c.TIME)}),
     }
     sides = dict(config.prepare.features_by_side())
     fitted = concurrently(
         *(
-            partial(fit_features, frames[side], side, features, workspace)
+            partial(fit_features, frames[side], side, features, workspace, continuation)
             for side, features in sides.items()
         )
     )
@@ -208,7 +227,8 @@ def _examples(
             }
         )
     )
-    described = encode(users.frame, fitted["user"]).drop(c.USER_INDEX, TRAIN_COUNT)
+    described = encode(users.frame, fitted["user"])
+    described = described.drop(c.USER_INDEX, TRAIN_COUNT, c.LAST_TIME)
     indexed, described = concurrently(
         partial(workspace.materialize, encode(indexed, fitted["context"]), "indexed"),
         partial(workspace.materialize, described, "user-features"),

@@ -181,6 +181,8 @@ def _popularity(directory: Path, manifest: DatasetManifest) -> dict[str, Any] | 
     if items is None:
         return None
     counts = value_counts(items, c.COUNT)
+    # indexes that stand for no item
+    counts.pop(c.FREE_COUNT, None)
     points = popularity_points(counts)
     chart = charts.line_chart(
         "Popularity curve: train events of an item by its popularity rank, both axes logarithmic.",

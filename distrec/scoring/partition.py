@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -110,12 +111,24 @@ def _open(task: ScoreTask) -> _Opened:
             raise _not_shared(f"no {path}")
     if read_export_manifest(export).identity != task.export_identity:
         raise _not_shared(f"another catalogue in {export}")
+    item_ids = open_item_ids(export)
     return _Opened(
         model=open_model(checkpoint),
         items=open_item_matrix(export),
-        item_ids=open_item_ids(export),
-        blocked=map_tensor(Path(task.blocked)) if task.blocked else None,
+        item_ids=item_ids,
+        blocked=_blocked(task, item_ids),
     )
+
+
+def _blocked(task: ScoreTask, item_ids: pa.LargeStringArray) -> Tensor | None:
+    """Items that nobody gets: those of the block list, and indexes without an item."""
+    blocked = map_tensor(Path(task.blocked)) if task.blocked else None
+    is_free = torch.from_numpy(
+        pc.equal(pc.binary_length(item_ids), 0).to_numpy(zero_copy_only=False)
+    )
+    if not bool(is_free.any()):
+        return blocked
+    return is_free if blocked is None else blocked | is_free
 
 
 def _not_shared(received: str) -> DataError:

@@ -241,7 +241,9 @@ class ListedUsers:
             vocabulary=vocabulary,
             statistics=statistics,
             edges=tuple(edges),
-            stand_in=(0.0,) * spec.dim if spec.kind == "vector" else (),
+            stand_in=tuple(statistics.get(f"mean_{place}", 0.0) for place in range(spec.dim))
+            if spec.kind == "vector"
+            else (),
         )
 
 

@@ -144,6 +144,17 @@ def test_hand_computed_values() -> None:
     assert metrics.compute() == pytest.approx(expected)
 
 
+def test_a_free_index_is_never_recommended() -> None:
+    # the best score is that of no item, so that the target stands first
+    metrics = RankingMetrics([1], 5, torch.tensor([3, -1, 2]))
+    metrics.update(torch.tensor([[1.0, 9.0, 2.0]]), make_queries([[4]]))
+    values = metrics.compute()
+    assert values["hr@1"] == 1.0
+    # of two items
+    assert values["coverage@1"] == 0.5
+    assert values["popularity@1"] == 2.0
+
+
 def test_users_without_targets_and_empty_batches_do_not_count() -> None:
     metrics = make_metrics([1], 2, beyond_accuracy=True)
     assert metrics.compute()["hr@1"] == 0.0

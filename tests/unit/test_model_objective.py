@@ -178,6 +178,31 @@ def test_sampled_objective_meets_the_full_one_with_many_negatives() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_free_index_is_no_candidate(kind: str) -> None:
+    """The index 5 stands for no item: the loss does not know its row or its place."""
+    model = make_model()
+    tables = InMemoryTables(model)
+    catalogue = make_catalogue(model.spec)
+    counts = torch.where(catalogue.item_index == 5, -1, catalogue.count)
+    config = LossConfig.model_validate({"kind": kind, "num_negatives": 400_000, "l2": 0.0})
+    objective = Objective(model, replace(catalogue, count=counts), config, seed=1)
+    batch = make_batch([2, 3, 5], [2, 4, 7], [[3, 4], [], [2, 3]])
+    asked = objective.requests(batch, 0)["item.item"].ids.values.tolist()
+    assert 5 not in asked
+    assert {2, 4, 7} <= set(asked)
+    loss = loss_of(objective, tables, batch).item()
+    rows = tables({**model.user_requests(batch), **model.item_requests(catalogue)})
+    scores = model.encode_users(batch, rows) @ model.encode_items(catalogue, rows).T
+    own = scores[torch.arange(3), batch.item_index - 2].detach()
+    if kind == "binary":
+        expected = float((batch.weights * torch.log1p(torch.exp(-own))).sum())
+    else:
+        trained = scores[:, [index - 2 for index in (2, 3, 4, 6, 7)]].detach()
+        expected = float((batch.weights * (torch.logsumexp(trained, 1) - own)).sum())
+    assert loss == pytest.approx(expected, rel=1e-2 if kind == "sampled_softmax" else 1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_is_the_sum_of_its_parts(kind: str) -> None:
     model = make_model()
     tables = InMemoryTables(model)

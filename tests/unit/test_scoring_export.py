@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from distrec.scoring.export import (
     map_tensor,
     open_item_ids,
 )
-from distrec.scoring.partition import ScoreTask, score_batches
+from distrec.scoring.partition import ScoreTask, _blocked, score_batches
 
 
 def test_ids_survive_in_blocks(tmp_path: Path) -> None:
@@ -55,6 +56,19 @@ def make_task(directory: Path, identity: str) -> ScoreTask:
         export_identity=identity, blocked="", model_version="v", k=1, exclude_seen=True,
         user_block=1, item_block=1,
     )  # fmt: skip
+
+
+def test_indexes_without_an_item_are_blocked(tmp_path: Path) -> None:
+    np.save(tmp_path / "blocked.npy", np.array([True, False, False, False]))
+    ids = pa.array(["a", "", "b", "c"], pa.large_string())
+    task = make_task(tmp_path, "")
+    blocked = _blocked(task, ids)
+    assert blocked is not None
+    assert blocked.tolist() == [False, True, False, False]
+    assert _blocked(task, ids.filter(pa.array([True, False, True, True]))) is None
+    listed = _blocked(replace(task, blocked=str(tmp_path / "blocked.npy")), ids)
+    assert listed is not None
+    assert listed.tolist() == [True, True, False, False]
 
 
 def test_executor_that_does_not_see_the_files(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Users a second of RankingMetrics beside torchmetrics' retrieval metrics, on the same scores.
 
-    python benchmarks/evaluate.py [--users 512] [--items 2000] [--k 10] [--rounds 3]
+    python benchmarks/evaluate.py [--users 512] [--items 2000] [--k 10] [--rounds 3] [--quick]
 
 Both compute hit rate, recall, precision, NDCG, MRR and MAP at K, on one thread, in turns in one
 process; the fastest round of each counts. torchmetrics takes one row a (user, item) pair and does
@@ -9,12 +9,7 @@ not mask seen items, so nothing is masked. It ends with one line of JSON.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import time
-from collections.abc import Callable
-
+import common
 import torch
 import torchmetrics
 from torchmetrics import retrieval
@@ -73,21 +68,17 @@ def measure_peer(scores: torch.Tensor, targets: torch.Tensor, k: int) -> dict[st
     return values
 
 
-def seconds(function: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Measure and print."""
+    parser = common.parser(__doc__, 3, "128 users, one round")
     parser.add_argument("--users", type=int, default=512)
     parser.add_argument("--items", type=int, default=2000)
     parser.add_argument("--targets", type=int, default=3)
     parser.add_argument("--k", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.users, arguments.rounds = 128, 1
+    common.print_header(("torch", "torchmetrics"))
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(1)
     scores = torch.rand(arguments.users, arguments.items, generator=generator)
@@ -100,28 +91,25 @@ def main() -> None:
         difference = abs(ours[key] - peer[key])
         if difference > 1e-5:
             raise SystemExit(f"{key} differs: distrec {ours[key]}, torchmetrics {peer[key]}")
-    times: dict[str, list[float]] = {"distrec": [], "torchmetrics": []}
-    for _ in range(arguments.rounds):
-        times["distrec"].append(seconds(lambda: measure_ours(scores, targets, arguments.k)))
-        times["torchmetrics"].append(seconds(lambda: measure_peer(scores, targets, arguments.k)))
+    sides = {
+        "distrec": lambda: common.seconds(lambda: measure_ours(scores, targets, arguments.k)),
+        "torchmetrics": lambda: common.seconds(lambda: measure_peer(scores, targets, arguments.k)),
+    }
+    times = common.alternate(sides, arguments.rounds)
     rates = {name: arguments.users / min(values) for name, values in times.items()}
     ratio = rates["distrec"] / rates["torchmetrics"]
     for name, rate in rates.items():
         print(f"{name:>14} {rate:12,.0f} users/s")
     print(f"{'ratio':>14} {ratio:12.1f}")
-    result = {
-        "benchmark": "evaluate",
+    figures = {
         "peer": f"torchmetrics {torchmetrics.__version__}",
         "ratio": round(ratio, 2),
         "users_per_second": {name: round(rate, 1) for name, rate in rates.items()},
         "users": arguments.users,
         "items": arguments.items,
         "k": arguments.k,
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-        "threads": 1,
     }
-    print(json.dumps(result))
+    common.print_result("evaluate", figures, {})
 
 
 if __name__ == "__main__":

@@ -9,12 +9,9 @@ matrix-vector product, argpartition, a sort of k. It ends with one line of JSON.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import time
-from collections.abc import Callable
+import functools
 
+import common
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -53,31 +50,28 @@ def peer(users: Vectors, items: Vectors, seen: NDArray[np.int64], k: int) -> Vec
     return found
 
 
-def seconds(function: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = common.parser(__doc__, 3, "256 users, 20,000 items, one round")
     parser.add_argument("--users", type=int, default=2048)
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--width", type=int, default=193, help="three towers of 64 and the bias")
     parser.add_argument("--k", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="256 users, 20,000 items, one round")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.users, arguments.items, arguments.rounds = 256, 20_000, 1
+    common.print_header(("torch", "numpy"))
     rng = np.random.default_rng(0)
     users = rng.standard_normal((arguments.users, arguments.width), dtype=np.float32)
     items = rng.standard_normal((arguments.items, arguments.width), dtype=np.float32)
     seen = rng.integers(0, arguments.items, (arguments.users, SEEN_PER_USER)) + FIRST_INDEX
     torch.set_num_threads(1)
-    times: dict[str, list[float]] = {"distrec": [], "numpy": []}
+    sides = {
+        name: functools.partial(
+            common.seconds, functools.partial(run, users, items, seen, arguments.k)
+        )
+        for name, run in (("distrec", ours), ("numpy", peer))
+    }
     with threadpool_limits(1):
         few = slice(0, 64)
         np.testing.assert_allclose(
@@ -85,14 +79,11 @@ def main() -> None:
             peer(users[few], items, seen[few], arguments.k),
             rtol=1e-4,
         )
-        for number in range(arguments.rounds):
-            for name, function in (("distrec", ours), ("numpy", peer)):
-                took = seconds(lambda run=function: run(users, items, seen, arguments.k))
-                times[name].append(took)
-                print(f"round {number + 1} {name:8} {arguments.users / took:9.0f} users/s")
+        times = common.alternate(sides, arguments.rounds)
     fastest = {name: arguments.users / min(took) for name, took in times.items()}
-    result = {
-        "benchmark": "scoring",
+    for name, rate in fastest.items():
+        print(f"{name:8} {rate:9.0f} users/s")
+    figures = {
         "peer": "numpy, one user after the other",
         "users": arguments.users,
         "items": arguments.items,
@@ -101,9 +92,8 @@ def main() -> None:
         "users_per_second": round(fastest["distrec"], 1),
         "peer_users_per_second": round(fastest["numpy"], 1),
         "ratio": round(fastest["distrec"] / fastest["numpy"], 2),
-        "machine": f"{platform.machine()}, 1 thread, torch {torch.__version__}",
     }
-    print(json.dumps(result))
+    common.print_result("scoring", figures, {})
 
 
 if __name__ == "__main__":

@@ -11,17 +11,11 @@ is shown as well. It ends with one line of JSON.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 
+import common
 import numpy as np
 import torch
 from torch import nn
@@ -137,20 +131,14 @@ def measure(
 
 def main() -> None:
     """Measure both shapes and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="small tables, a few seconds")
+    parser = common.parser(__doc__, 7, "small tables, a few seconds")
     parser.add_argument("--batch-size", type=int, default=4096)
-    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     shapes = QUICK_SHAPES if arguments.quick else SHAPES
     batch_size = min(arguments.batch_size, 512) if arguments.quick else arguments.batch_size
-    print(f"{platform.machine()}, {os.cpu_count()} cores, {arguments.threads} threads")
-    versions = {name: version(name) for name in ("torch", "fbgemm-gpu-cpu")}
-    print(", ".join(f"{name} {number}" for name, number in versions.items()))
-    command = shlex.join(["python", *sys.argv])
-    print(command)
+    common.print_header(("torch", "fbgemm-gpu-cpu"), f"{arguments.threads} threads")
     results = {}
     for name, shape in shapes.items():
         found = measure(shape, batch_size, arguments.rounds)
@@ -161,15 +149,8 @@ def main() -> None:
             f"{found['plain_ms']:.1f} ms: {found['ratio']:.2f} (row-wise "
             f"{found['ratio_rowwise']:.2f}) times as fast"
         )
-    print(
-        json.dumps(
-            {
-                "benchmark": "sharding", "command": command, "cores": os.cpu_count(),
-                "threads": arguments.threads, "batch_size": batch_size,
-                "versions": versions, "results": results,
-            }
-        )
-    )  # fmt: skip
+    figures = {"batch_size": batch_size, **results}
+    common.print_result("sharding", figures, {})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,140 @@
+"""One rank of the DLRM on EmbeddingTables and Horovod: run by the benchmarks under horovodrun.
+
+horovodrun -np 2 --gloo python dlrm_ours.py FOLDER NAME
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import turns
+from dlrm_shape import (
+    DENSE_LEARNING_RATE,
+    EPS,
+    INIT_SCALE,
+    LEARNING_RATE,
+    NUM_TABLES,
+    SEED,
+    Dense,
+    Shape,
+    pair_index,
+    read_data,
+    table_name,
+)
+from stages import Stages
+from torch import Tensor, nn
+
+from distrec.batch import Jagged
+from distrec.config import LaunchConfig, ShardingConfig
+from distrec.sharding.collectives import start
+from distrec.sharding.lookup import Request
+from distrec.sharding.plan import TableSpec, plan_tables
+from distrec.sharding.tables import EmbeddingTables
+
+CPU = torch.device("cpu")
+
+
+class Side:
+    """What carries out the orders."""
+
+    def __init__(self, folder: Path, shape: Shape, sharding: dict[str, Any]) -> None:
+        self.collectives = start(LaunchConfig(device="cpu", threads_per_rank=1))
+        world = self.collectives.world
+        self.world_size = world.world_size
+        self.names = [table_name(number) for number in range(NUM_TABLES)]
+        ids, self.numbers, self.labels = read_data(folder, world.rank)
+        self.batches = [
+            {name: Jagged.singles(ids[batch, n]) for n, name in enumerate(self.names)}
+            for batch in range(len(ids))
+        ]
+        config = ShardingConfig.model_validate(
+            {
+                "optimizer": "rowwise_adagrad",
+                "learning_rate": LEARNING_RATE,
+                "eps": EPS,
+                "init_scale": INIT_SCALE,
+                **sharding,
+            }
+        )
+        specs = [
+            TableSpec(name, rows + 1, shape.embedding_dim)
+            for name, rows in zip(self.names, shape.table_rows, strict=True)
+        ]
+        plans = plan_tables(specs, config, self.world_size)
+        self.tables = EmbeddingTables(plans, self.collectives, config, SEED, CPU)
+        self.dense = Dense(shape.embedding_dim, pair_index(self.names))
+        optimizer = torch.optim.SGD(self.dense.parameters(), lr=DENSE_LEARNING_RATE)
+        self.optimizer = self.collectives.distributed_optimizer(
+            optimizer, self.dense.named_parameters()
+        )
+        self.given = [torch.full((shape.batch_size_per_rank, shape.embedding_dim), 1e-6)]
+        self.given *= NUM_TABLES
+        self.stages = Stages()
+
+    def look_up(self, number: int) -> list[Tensor]:
+        """The rows of a batch, table by table."""
+        bags = self.batches[number % len(self.batches)]
+        rows = self.tables({name: Request(name, ids, "sum") for name, ids in bags.items()})
+        return [rows[name] for name in self.names]
+
+    def whole(self, number: int) -> float:
+        """A step of training; the loss."""
+        batch = number % len(self.batches)
+        clock = self.stages.time
+        with clock("rest"):
+            self.optimizer.zero_grad()
+            with clock("look-up, rest"):
+                rows = torch.stack(self.look_up(number), dim=1)
+            with clock("dense forward"):
+                logits = self.dense(self.numbers[batch], rows)
+                loss = nn.functional.binary_cross_entropy_with_logits(logits, self.labels[batch])
+            with clock("dense and pooling backward"):
+                # gradients are summed over ranks
+                (loss / self.world_size).backward()
+            self.collectives.step_dense(self.optimizer, self.dense.parameters())
+            return float(loss.detach())
+
+    def sparse(self, number: int) -> float:
+        """Look-up, exchange, update with a given gradient."""
+        torch.autograd.backward(self.look_up(number), self.given)
+        return 0.0
+
+    def answer(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Seconds of some steps, and their losses over all ranks."""
+        self.stages = Stages()
+        if order.get("stages"):
+            with self.stages.installed(self.collectives):
+                return {**self._measure(order), "stages": self.stages.seconds}
+        return self._measure(order)
+
+    def _measure(self, order: dict[str, Any]) -> dict[str, Any]:
+        step = {"whole": self.whole, "sparse": self.sparse}[order["what"]]
+        self.collectives.barrier("benchmark")
+        before = self.tables.exchanged_bytes
+        start_time, start_cpu = time.perf_counter(), time.process_time()
+        losses = [step(order["first"] + number) for number in range(order["steps"])]
+        elapsed, used = time.perf_counter() - start_time, time.process_time() - start_cpu
+        totals = self.collectives.allreduce(torch.tensor(losses), "losses")
+        return {
+            "seconds": elapsed,
+            "cpu_seconds": used,
+            "losses": (totals / self.world_size).tolist(),
+            "bytes_a_step": (self.tables.exchanged_bytes - before) // order["steps"],
+        }
+
+
+def main() -> None:
+    folder, name = Path(sys.argv[1]), sys.argv[2]
+    shape = Shape(**json.loads((folder / "shape.json").read_text()))
+    sharding = json.loads((folder / name / "sharding.json").read_text())
+    side = Side(folder, shape, sharding)
+    turns.serve(folder / name, side.collectives.world.rank, side.answer)
+
+
+if __name__ == "__main__":
+    main()

@@ -75,15 +75,21 @@ def load_tables(
     for plan in plans:
         entry = manifest.tables[plan.name]
         _check_table(path, plan, entry, sharding)
-        rows = plan.local_rows(world.rank, world.world_size)
-        for index in range(len(entry.shards)):
-            wanted = shared_rows(rows, index, len(entry.shards))
-            if not wanted:
-                continue
-            shard = open_shard(path, plan.name, entry, index)
-            places = slice(wanted.start // len(entry.shards), None, _place_step(wanted, entry))
-            weights, state = (shard[key][places][: len(wanted)] for key in ("weights", "state"))
-            _load_in_parts(tables, plan.name, wanted, weights, state)
+        for rows in plan.held_rows(world.rank, world.world_size):
+            _load_rows(path, plan.name, entry, rows, tables)
+
+
+def _load_rows(
+    path: Path, name: str, entry: TableEntry, rows: range, tables: EmbeddingTables
+) -> None:
+    for index in range(len(entry.shards)):
+        wanted = shared_rows(rows, index, len(entry.shards))
+        if not wanted:
+            continue
+        shard = open_shard(path, name, entry, index)
+        places = slice(wanted.start // len(entry.shards), None, _place_step(wanted, entry))
+        weights, state = (shard[key][places][: len(wanted)] for key in ("weights", "state"))
+        _load_in_parts(tables, name, wanted, weights, state)
 
 
 def _load_in_parts(
@@ -106,7 +112,7 @@ def _place_step(rows: range, entry: TableEntry) -> int:
 
 
 def shared_rows(rows: range, index: int, num_shards: int) -> range:
-    """The rows among `rows` (start < step, as a rank holds them) that lie in one shard.
+    """The rows among `rows`, as a rank holds them, that lie in one shard.
 
     Example:
         >>> shared_rows(range(1, 12, 2), 2, 3)  # rank 1 of 2 reads shard 2 of 3: 5, 11

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -36,6 +36,17 @@ class ShardingConfig(Section):
     """Size of the weights, in MiB, up to which auto replicates a table."""
     tables: Mapping[str, Literal["row_wise", "replicated"]] = {}
     """Placement of single tables, by name; goes before `placement`."""
+    hot_rows: Mapping[str, Annotated[int, Field(ge=0)]] = {}
+    """Table -> H: its rows [0, H), the most frequent ids, are on every rank as well, and only the
+    others travel. A table with H at or above its rows is replicated; no effect on a replicated
+    table or on one rank."""
+    exchange_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Of rows and row gradients on their way between ranks; sums are fp32. fp16: rows within a
+    factor of 1 +- 2^-11 (below 2^-14 within 2^-25, beyond 65504 infinite, which stops the run),
+    each number of a gradient within 2^-11 of the largest of its row. bf16: both within a factor of
+    1 +- 2^-8. Replicated rows and dense sums stay fp32."""
+    prefetch_ids: bool = False
+    """Send the row numbers of the next batch while this one is computed. Exact."""
     optimizer: Literal["rowwise_adagrad", "adagrad", "sgd"] = "rowwise_adagrad"
     """Fused into the backward pass, exact: rows used twice in a batch are updated once."""
     learning_rate: float = Field(default=0.1, gt=0)

@@ -16,9 +16,11 @@ from distrec.planner.lookups import StepLookups
 from distrec.sharding.plan import TablePlan
 
 MIB = 2**20
-FRAMEWORK_BYTES = 480 * MIB
-"""Resident memory of a rank that has joined the others and loaded its libraries, and holds nothing
-yet: Python 3.11, torch 2.13 (CPU), fbgemm-gpu-cpu 1.8, Horovod 0.28.1, pyarrow 14 and petastorm on
+FRAMEWORK_BYTES = 460 * MIB
+"""What a CPU rank needs whatever it trains: what is left of measured peaks (benchmarks/memory.py)
+without the other parts. 367 MiB are resident once the libraries are loaded and the ranks have met;
+kernels loaded at their first use, the threads' heaps and the exchange's buffers make up the rest.
+Python 3.11, torch 2.13 (CPU), fbgemm-gpu-cpu 1.8, Horovod 0.28.1, pyarrow 14, petastorm 0.12.1,
 Linux x86-64. A GPU build needs more on the host."""
 
 _FLOAT = 4
@@ -101,7 +103,7 @@ def rank_memory(
         rank: Which one.
         world_size: N.
     """
-    held = {plan.name: len(plan.local_rows(rank, world_size)) for plan in plans}
+    held = {plan.name: plan.num_held(rank, world_size) for plan in plans}
     copies = 2 + _OPTIMIZER_STATE[config.train.optimizer]
     buffers = max(
         step_buffers(plans, lookups, model, manifest, world_size),

@@ -71,13 +71,8 @@ class Collectives(ABC):
         """As `allreduce`, but returns at once."""
 
     @abstractmethod
-    def allgather(self, tensor: Tensor, name: str) -> Tensor:
-        """Concatenate along the first dimension, rank 0 first; lengths may differ.
-
-        Args:
-            tensor: (n, ...); a scalar counts as (1,).
-            name: Of this call.
-        """
+    def start_allgather(self, tensor: Tensor, name: str) -> Callable[[], Tensor]:
+        """As `allgather`, but returns at once."""
 
     @abstractmethod
     def broadcast(self, tensor: Tensor, name: str, root: int = 0) -> Tensor:
@@ -125,6 +120,15 @@ class Collectives(ABC):
             The received rows, rank 0's first, and how many came from each rank.
         """
         return self.start_alltoall(tensor, send_counts, name)()
+
+    def allgather(self, tensor: Tensor, name: str) -> Tensor:
+        """Concatenate along the first dimension, rank 0 first; lengths may differ.
+
+        Args:
+            tensor: (n, ...); a scalar counts as (1,).
+            name: Of this call.
+        """
+        return self.start_allgather(tensor, name)()
 
     def allreduce(self, tensor: Tensor, name: str, op: Operation = "sum") -> Tensor:
         """Element by element over ranks. Not in place. A bool is allowed for max and min."""
@@ -185,9 +189,9 @@ class OneProcess(Collectives):
         _check_reducible(tensor, op, name)
         return tensor.clone
 
-    def allgather(self, tensor: Tensor, name: str) -> Tensor:
+    def start_allgather(self, tensor: Tensor, name: str) -> Callable[[], Tensor]:
         """Hands a copy back."""
-        return torch.atleast_1d(tensor).clone()
+        return torch.atleast_1d(tensor).clone
 
     def broadcast(self, tensor: Tensor, name: str, root: int = 0) -> Tensor:
         """Hands a copy back."""
@@ -284,11 +288,16 @@ class HorovodCollectives(Collectives):
         )
         return lambda: wait().to(tensor.dtype).reshape(tensor.shape)
 
-    def allgather(self, tensor: Tensor, name: str) -> Tensor:
-        """See `Collectives.allgather`."""
+    def start_allgather(self, tensor: Tensor, name: str) -> Callable[[], Tensor]:
+        """See `Collectives.start_allgather`."""
         sent = _carried(torch.atleast_1d(tensor))
         gathered = self._begin(name, lambda: self._hvd.allgather_async(sent, name=name), keep=sent)
-        return gathered().view(tensor.dtype)
+
+        def finish() -> Tensor:
+            received: Tensor = gathered()
+            return received.view(tensor.dtype)
+
+        return finish
 
     def broadcast(self, tensor: Tensor, name: str, root: int = 0) -> Tensor:
         """See `Collectives.broadcast`."""

@@ -1,9 +1,10 @@
 """The two halves of a look-up over ranks: rows come on the way forward, gradients go back.
 
-Forward: one alltoall of row numbers for all widths, then one of rows a width. Backward: one of row
-gradients a width to the owners, whose fused optimizer then sees the sum over all ranks; and one
-allreduce a width for replicated tables. All are under way at the same time. Each rank makes every
-call, in a look-up without ids too.
+Forward: one alltoall of row numbers for all widths, which may be under way long before, then one of
+rows a width. Backward: one of row gradients a width to the owners, whose fused optimizer then sees
+the sum over all ranks; one allreduce a width for replicated tables; and for the hot rows of a width
+an allreduce of all of them or an allgather of those that were used, whichever sends fewer bytes.
+All are under way at the same time. Each rank makes every call, in a look-up without ids too.
 
 Source: Mudigere et al. 2022, "Software-hardware co-design for fast and scalable training of deep
 learning recommendation models", arXiv:2104.05158, section 4.2.
@@ -11,6 +12,7 @@ learning recommendation models", arXiv:2104.05158, section 4.2.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
@@ -19,13 +21,59 @@ import torch
 from torch import Tensor
 
 from distrec.errors import DataError
+from distrec.sharding import wire
 from distrec.sharding.collectives import Collectives, Exchanged
 from distrec.sharding.kernels import FusedTable
 from distrec.sharding.plan import TablePlan
 from distrec.sharding.routing import BadId, Layout, Route
+from distrec.sharding.wire import Precision
 
 # table + 1 (0: no bad id), id, position, example
 _NUM_FLAGS = 4
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What all ranks have asked of this one.
+
+    Args:
+        rows: For each spread group the rows asked for, asking rank by asking rank: int64.
+        counts: For each spread group how many each rank asks for.
+        hot_counts: For each hot group how many rows each rank uses, all ranks together.
+    """
+
+    rows: list[Tensor]
+    counts: list[list[int]]
+    hot_counts: list[int]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A look-up whose questions are on their way.
+
+    Args:
+        route: Of this rank.
+        wait: Gives the questions; raises DataError on every rank where any rank has a bad id.
+    """
+
+    route: Route
+    wait: Callable[[], Questions]
+
+
+Update = Callable[[], tuple[Tensor | None, Tensor]]
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """Rows of one look-up.
+
+    Args:
+        rows: For each group the distinct rows of this rank: float32, (U_g, D_g).
+        answers: For each spread group what its owner looked up; their backward pass updates it.
+    """
+
+    rows: list[Tensor]
+    answers: list[Tensor]
 
 
 @dataclass
@@ -36,12 +84,15 @@ class Exchange:
         layout: Where the tables lie.
         kernels: The physical table of each group.
         collectives: The ranks.
-        sent_bytes: Bytes that this rank has handed to other ranks' alltoall and to allreduce.
+        precision: Of rows and row gradients on their way.
+        sent_bytes: Bytes that this rank has sent to others by alltoall and allgather, and handed to
+            allreduce.
     """
 
     layout: Layout
     kernels: Sequence[FusedTable]
     collectives: Collectives
+    precision: Precision = "fp32"
     sent_bytes: int = 0
 
     def alltoall(self, tensor: Tensor, counts: Sequence[int], name: str) -> Callable[[], Exchanged]:
@@ -51,115 +102,196 @@ class Exchange:
         self.sent_bytes += (len(tensor) - own) * row_bytes
         return self.collectives.start_alltoall(tensor, counts, name)
 
-    def ask(self, route: Route) -> tuple[list[Tensor], list[list[int]]]:
-        """Tell every owner the rows that this rank needs.
+    def allreduce(self, tensor: Tensor, name: str) -> Callable[[], Tensor]:
+        """Start one, and count what is handed to it."""
+        self.sent_bytes += tensor.numel() * tensor.element_size()
+        return self.collectives.start_allreduce(tensor, name)
 
-        Returns:
-            For each spread group the rows asked of this rank, asking rank by asking rank, and how
-            many each asks for.
+    def ask(self, route: Route, name: str) -> Asked:
+        """Tell every owner the rows that this rank needs; returns at once.
 
-        Raises:
-            DataError: On every rank, when any rank has an id that is out of range.
+        Args:
+            route: Of this rank.
+            name: Of the exchange, other than those of look-ups that are under way.
         """
-        world = self.collectives.world
-        spread = range(self.layout.num_spread)
         flags = [0] * _NUM_FLAGS
         if route.bad_id is not None:
             flags = list(astuple(route.bad_id))
             flags[0] += 1
+        hot_counts = [route.counts[group][0] for group in self.layout.hot]
+        starts = dict.fromkeys(self.layout.spread, 0)
         parts, sizes = [], []
-        starts = [0 for _ in spread]
-        for owner in range(world.world_size):
-            counts = [route.counts[group][owner] for group in spread]
-            header = torch.tensor([*flags, *counts], device=self.collectives.device)
-            asked = [
-                route.rows[group][starts[group] : starts[group] + counts[group]] for group in spread
-            ]
-            starts = [start + count for start, count in zip(starts, counts, strict=True)]
-            parts += [header, *asked]
-            sizes.append(len(header) + sum(counts))
-        received, lengths = self.alltoall(torch.cat(parts), sizes, "row numbers of a look-up")()
-        return self._read_questions(received, lengths)
+        for owner in range(self.collectives.world.world_size):
+            counts = [route.counts[group][owner] for group in self.layout.spread]
+            # a wrong id may be any number: the header is int64, cut into words of id_dtype
+            header = torch.tensor([*flags, *counts, *hot_counts], device=self.collectives.device)
+            parts.append(header.view(self.layout.id_dtype))
+            for group, count in zip(self.layout.spread, counts, strict=True):
+                rows = route.rows[group][starts[group] : starts[group] + count]
+                parts.append(rows.to(self.layout.id_dtype))
+                starts[group] += count
+            sizes.append(len(parts[-1 - len(counts)]) + sum(counts))
+        wait = self.alltoall(torch.cat(parts), sizes, name)
+        return Asked(route, lambda: self._read_questions(*wait()))
 
-    def _read_questions(
-        self, received: Tensor, lengths: list[int]
-    ) -> tuple[list[Tensor], list[list[int]]]:
-        num_groups = self.layout.num_spread
-        rows: list[list[Tensor]] = [[] for _ in range(num_groups)]
-        counts: list[list[int]] = [[] for _ in range(num_groups)]
+    def _read_questions(self, received: Tensor, lengths: list[int]) -> Questions:
+        num_spread, num_hot = len(self.layout.spread), len(self.layout.hot)
+        words = torch.int64.itemsize // self.layout.id_dtype.itemsize
+        length = words * (_NUM_FLAGS + num_spread + num_hot)
+        rows: list[list[Tensor]] = [[] for _ in range(num_spread)]
+        counts: list[list[int]] = [[] for _ in range(num_spread)]
+        hot_counts = [0] * num_hot
         for rank, part in enumerate(received.split(lengths)):
-            header = part[: _NUM_FLAGS + num_groups].tolist()
+            # a copy: the view needs words at even places
+            header = part[:length].clone().view(torch.int64).tolist()
             if header[0]:
                 bad_id = BadId(header[0] - 1, *header[1:_NUM_FLAGS])
                 raise DataError(_bad_id_message(bad_id, self._plan(bad_id.table), rank))
-            asked = part[_NUM_FLAGS + num_groups :].split(header[_NUM_FLAGS:])
+            asked = part[length:].split(header[_NUM_FLAGS : _NUM_FLAGS + num_spread])
             for group, numbers in enumerate(asked):
                 rows[group].append(numbers)
                 counts[group].append(len(numbers))
-        return [torch.cat(numbers) for numbers in rows], counts
+            hot_counts = [
+                count + more
+                for count, more in zip(hot_counts, header[_NUM_FLAGS + num_spread :], strict=True)
+            ]
+        return Questions(
+            [torch.cat(numbers).to(torch.int64) for numbers in rows], counts, hot_counts
+        )
 
     def _plan(self, number: int) -> TablePlan:
         plans = (place.plan for place in self.layout.places.values() if place.number == number)
         return next(plans)
 
+    def fetch(self, asked: Asked, questions: Questions, trains: bool) -> Fetched:
+        """Rows of every group, and the look-ups of what this rank answered, for backward."""
+        groups, route = self.layout.groups, asked.route
+        fetched: dict[int, Tensor] = {}
+        answers, waits = [], {}
+        for number, rows, counts in zip(
+            self.layout.spread, questions.rows, questions.counts, strict=True
+        ):
+            with torch.set_grad_enabled(trains):
+                answers.append(self.kernels[number].lookup(rows))
+            packed = wire.pack_rows(answers[-1].detach(), self.precision)
+            name = f"rows of width {groups[number].embedding_dim}"
+            waits[number] = self.alltoall(packed, counts, name)
+        with torch.no_grad():
+            for number, group in enumerate(groups):
+                if group.kind != "spread":
+                    fetched[number] = self.kernels[number].lookup(route.rows[number])
+        for number, wait in waits.items():
+            fetched[number] = wire.unpack_rows(wait()[0])
+        return Fetched([fetched[number] for number in range(len(groups))], answers)
+
+    def send_gradient(self, number: int, gradient: Tensor, route: Route, hot_count: int) -> Update:
+        """Start bringing a group's gradient, (U_g, D), to all who keep its rows.
+
+        Args:
+            number: Of the group.
+            gradient: Of the distinct rows of this rank, in their order.
+            route: Of the look-up.
+            hot_count: Of a hot group: rows that each rank uses, all ranks together.
+
+        Returns:
+            Waits, and gives the sum over ranks: for a spread group the gradients of the rows that
+            were asked of this rank, in their order; else row numbers (None: all) and gradients.
+        """
+        group = self.layout.groups[number]
+        width, rows = group.embedding_dim, route.rows[number]
+        if group.kind == "spread":
+            packed = wire.pack_gradients(gradient, self.precision)
+            spread = self.alltoall(packed, route.counts[number], f"row gradients of width {width}")
+            return lambda: (None, wire.unpack_gradients(spread()[0], self.precision))
+        if group.kind == "hot" and not hot_count:
+            return lambda: (rows, gradient)
+        if group.kind == "hot" and self.gathers(number, hot_count):
+            return self._gather_hot(number, gradient, rows)
+        dense = gradient.new_zeros(group.num_rows, width)
+        dense[rows] = gradient
+        reduced = self.allreduce(dense, f"gradients of {group.kind} tables of width {width}")
+        return lambda: (None, reduced())
+
+    def gathers(self, number: int, hot_count: int) -> bool:
+        """Whether sending the hot rows that were used takes fewer bytes than summing all of them.
+
+        All ranks together, an allreduce sends every number 2 (N - 1) times, an allgather each used
+        row N - 1 times.
+        """
+        group = self.layout.groups[number]
+        row_bytes = self.layout.id_dtype.itemsize
+        row_bytes += wire.gradient_bytes(group.embedding_dim, self.precision)
+        return hot_count * row_bytes < 2 * group.num_rows * group.embedding_dim * 4
+
+    def _gather_hot(self, number: int, gradient: Tensor, rows: Tensor) -> Update:
+        group, id_dtype = self.layout.groups[number], self.layout.id_dtype
+        packed = wire.pack_numbered(rows.to(id_dtype), gradient, self.precision)
+        others = self.collectives.world.world_size - 1
+        self.sent_bytes += packed.numel() * packed.element_size() * others
+        name = f"gradients of hot rows of width {group.embedding_dim}"
+        gathered = self.collectives.start_allgather(packed, name)
+
+        def wait() -> tuple[Tensor, Tensor]:
+            row_ids, gradients = wire.unpack_numbered(gathered(), id_dtype, self.precision)
+            distinct, places = torch.unique(row_ids, return_inverse=True)
+            total = gradients.new_zeros(len(distinct), group.embedding_dim)
+            # rank by rank, in which a row stands once: every rank, on any device, adds in one order
+            starts = [0, *(1 + (row_ids.diff() <= 0).nonzero().flatten()).tolist(), len(row_ids)]
+            for start, stop in itertools.pairwise(starts):
+                total[places[start:stop]] += gradients[start:stop]
+            return distinct, total
+
+        return wait
+
 
 class FetchRows(torch.autograd.Function):
-    """The distinct rows of a look-up, a row of zeros before each group's; backward updates them."""
+    """The distinct rows of a look-up by width, after a row of zeros; backward updates them."""
 
     @staticmethod
     def forward(
-        ctx: Any, anchor: Tensor, exchange: Exchange, route: Route, trains: bool
+        ctx: Any, anchor: Tensor, exchange: Exchange, asked: Asked, trains: bool
     ) -> tuple[Tensor, ...]:
-        """Rows for every group: float32, (1 + U_g, D_g).
+        """Rows for every width: float32, (1 + U_w, D_w), one group after the other.
 
         Args:
             ctx: Of autograd.
             anchor: Empty, requires a gradient: without it autograd would see nothing to do.
             exchange: What to work on.
-            route: Which rows.
+            asked: Which rows.
             trains: Whether a backward pass may follow.
         """
-        groups, kernels = exchange.layout.groups, exchange.kernels
-        asked, asked_counts = exchange.ask(route)
-        answers, waits = [], []
-        for number, rows in enumerate(asked):
-            with torch.set_grad_enabled(trains):
-                answers.append(kernels[number].lookup(rows))
-            name = f"rows of width {groups[number].embedding_dim}"
-            waits.append(exchange.alltoall(answers[-1].detach(), asked_counts[number], name))
-        fetched = [wait()[0] for wait in waits]
-        for number in range(len(asked), len(groups)):
-            with torch.no_grad():
-                fetched.append(kernels[number].lookup(route.rows[number]))
-        ctx.exchange, ctx.route = exchange, route
-        ctx.answers, ctx.asked_counts = answers, asked_counts
-        return tuple(torch.cat([rows.new_zeros(1, rows.shape[1]), rows]) for rows in fetched)
+        questions = asked.wait()
+        fetched = exchange.fetch(asked, questions, trains)
+        ctx.exchange, ctx.route, ctx.questions = exchange, asked.route, questions
+        ctx.answers = fetched.answers
+        results = []
+        for width, numbers in exchange.layout.widths.items():
+            rows = [fetched.rows[number] for number in numbers]
+            results.append(torch.cat([rows[0].new_zeros(1, width), *rows]))
+        return tuple(results)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None, None]:
-        """Bring gradients to the owners and update; gradients are (1 + U_g, D_g)."""
-        exchange, route = ctx.exchange, ctx.route
-        groups = exchange.layout.groups
-        waits: list[Callable[[], Any]] = []
-        for number, group in enumerate(groups):
+        """Bring gradients to all who keep the rows and update; gradients are (1 + U_w, D_w)."""
+        exchange, route, questions = ctx.exchange, ctx.route, ctx.questions
+        layout = exchange.layout
+        hot_counts = dict(zip(layout.hot, questions.hot_counts, strict=True))
+        updates = []
+        for gradient, numbers in zip(gradients, layout.widths.values(), strict=True):
             # the row of zeros is padding: it is not trained
-            gradient = gradients[number][1:]
-            if group.replicated:
-                dense = gradient.new_zeros(group.num_rows, group.embedding_dim)
-                dense[route.rows[number]] = gradient
-                exchange.sent_bytes += dense.numel() * dense.element_size()
-                name = f"gradients of replicated tables of width {group.embedding_dim}"
-                waits.append(exchange.collectives.start_allreduce(dense, name))
+            parts = gradient[1:].split([len(route.rows[number]) for number in numbers])
+            for number, part in zip(numbers, parts, strict=True):
+                hot_count = hot_counts.get(number, 0)
+                updates.append(exchange.send_gradient(number, part, route, hot_count))
+        answers = iter(ctx.answers)
+        for number, update in enumerate(updates):
+            rows, gradient = update()
+            if layout.groups[number].kind == "spread":
+                next(answers).backward(gradient)
+            elif rows is None:
+                exchange.kernels[number].update_all(gradient)
             else:
-                name = f"row gradients of width {group.embedding_dim}"
-                waits.append(exchange.alltoall(gradient, route.counts[number], name))
-        for number, group in enumerate(groups):
-            if group.replicated:
-                exchange.kernels[number].update_all(waits[number]())
-            else:
-                received, counts = waits[number]()
-                assert counts == ctx.asked_counts[number], (counts, ctx.asked_counts[number])
-                ctx.answers[number].backward(received)
+                exchange.kernels[number].update(rows, gradient)
         return None, None, None, None
 
 

@@ -100,8 +100,17 @@ class FusedTable:
 
         A row whose gradient is zero stays as it is under each of the three optimizers.
         """
+        self.update(torch.arange(self.num_rows, device=gradient.device), gradient)
+
+    def update(self, rows: Tensor, gradient: Tensor) -> None:
+        """One optimizer step on some rows.
+
+        Args:
+            rows: int64, (n,), each once.
+            gradient: float32, (n, D).
+        """
         with torch.enable_grad():
-            output = self.lookup(torch.arange(self.num_rows, device=gradient.device))
+            output = self.lookup(rows)
         output.backward(gradient)
 
     def weights(self) -> Tensor:

@@ -2,7 +2,8 @@
 
 Row i of a row-wise table lies on rank i mod N. Ids are popularity ranks, so the hot rows spread
 evenly, and moving from N to M ranks is arithmetic. A replicated table is whole on every rank: for
-small ones a sum of gradients costs less than sending rows around.
+small ones a sum of gradients costs less than sending rows around. A row-wise table may have a hot
+tier: its first rows are on every rank, and the others as before.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class TablePlan:
         placement: row_wise or replicated.
         weight_bytes_per_row: Of the weights.
         state_bytes_per_row: Of the optimizer's state.
+        hot_rows: H: rows [0, H) of a row-wise table are on every rank; below num_embeddings.
     """
 
     name: str
@@ -57,9 +59,12 @@ class TablePlan:
     placement: Placement
     weight_bytes_per_row: int
     state_bytes_per_row: int
+    hot_rows: int = 0
 
     def local_rows(self, rank: int, world_size: int) -> range:
-        """Ids of the rows that a rank holds, ascending.
+        """Ids of the rows that are a rank's own, ascending: those that it saves.
+
+        The hot tier does not change them: rank i mod N owns row i, wherever its copies are.
 
         Example:
             >>> TablePlan("user", 8, 4, "row_wise", 16, 4).local_rows(1, 3)
@@ -69,10 +74,31 @@ class TablePlan:
             return range(self.num_embeddings)
         return range(rank, self.num_embeddings, world_size)
 
+    def held_rows(self, rank: int, world_size: int) -> tuple[range, ...]:
+        """Ids of all rows that a rank keeps: the hot ones, if any, then those that only it has.
+
+        Example:
+            >>> TablePlan("user", 8, 4, "row_wise", 16, 4, hot_rows=3).held_rows(1, 3)
+            (range(0, 3), range(4, 8, 3))
+        """
+        hot = self.hot_on(world_size)
+        if not hot:
+            return (self.local_rows(rank, world_size),)
+        first = hot + (rank - hot) % world_size
+        return range(hot), range(first, max(first, self.num_embeddings), world_size)
+
+    def hot_on(self, world_size: int) -> int:
+        """Hot rows among N ranks: one rank alone has nothing to keep twice."""
+        return self.hot_rows if world_size > 1 and self.placement == "row_wise" else 0
+
+    def num_held(self, rank: int, world_size: int) -> int:
+        """Rows that a rank keeps."""
+        return sum(len(rows) for rows in self.held_rows(rank, world_size))
+
     def bytes_on(self, rank: int, world_size: int) -> int:
         """Bytes of weights and optimizer state that a rank holds."""
         row_bytes = self.weight_bytes_per_row + self.state_bytes_per_row
-        return len(self.local_rows(rank, world_size)) * row_bytes
+        return self.num_held(rank, world_size) * row_bytes
 
 
 def state_width(optimizer: str, embedding_dim: int) -> int:
@@ -117,11 +143,14 @@ def _check_names(names: list[str], config: ShardingConfig) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(f"tables have names of their own. Received twice: {twice}. Rename them.")
-    for name in config.tables:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Tables: {', '.join(sorted(names))}."
-            raise ConfigError(f"unknown table {name!r} in sharding.tables. {hint}")
+    for key, named in (("tables", config.tables), ("hot_rows", config.hot_rows)):
+        for name in named:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1)
+                hint = (
+                    f"Did you mean {near[0]!r}?" if near else f"Tables: {', '.join(sorted(names))}."
+                )
+                raise ConfigError(f"unknown table {name!r} in sharding.{key}. {hint}")
 
 
 def _plan(spec: TableSpec, config: ShardingConfig, world_size: int) -> TablePlan:
@@ -137,6 +166,9 @@ def _plan(spec: TableSpec, config: ShardingConfig, world_size: int) -> TablePlan
             f"{spec.embedding_dim} (table {spec.name!r}). Use {wider}."
         )
     placement = _placement(spec, config, world_size)
+    hot_rows = config.hot_rows.get(spec.name, 0)
+    if hot_rows >= spec.num_embeddings:
+        placement = "replicated"
     if placement == "row_wise" and spec.num_embeddings < world_size:
         raise ConfigError(
             "row-wise sharding needs num_embeddings >= world_size. Received: num_embeddings="
@@ -150,6 +182,7 @@ def _plan(spec: TableSpec, config: ShardingConfig, world_size: int) -> TablePlan
         placement=placement,
         weight_bytes_per_row=spec.embedding_dim * _WEIGHT_BYTES[config.precision],
         state_bytes_per_row=state_width(config.optimizer, spec.embedding_dim) * _STATE_BYTES,
+        hot_rows=hot_rows if placement == "row_wise" else 0,
     )
 
 

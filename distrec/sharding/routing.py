@@ -1,8 +1,9 @@
 """From ids to who holds their rows: the layout of the tables and the route of one look-up; pure.
 
-Logical tables of one width and placement lie one after the other in one physical table, their
-group. All groups together make one space of keys, group by group and, inside a group, owner by
-owner; so one sort gives the distinct rows, already in the order in which they are sent.
+Tables of one width that lie in the same way lie one after the other in one physical table, their
+group. All groups together make one space of keys, width by width, group by group and, inside a
+group, owner by owner; so one sort gives the distinct rows, already in the order in which they are
+sent, and those of one width side by side.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,34 +21,56 @@ from distrec.sharding.lookup import Request
 from distrec.sharding.plan import TablePlan
 from distrec.world import World
 
+Kind = Literal["spread", "hot", "replicated"]
+_KINDS: tuple[Kind, ...] = ("spread", "hot", "replicated")
+# row numbers below this travel as int32
+_INT32_ROWS = 2**31
+
 
 @dataclass(frozen=True)
 class Group:
-    """Tables of one width and placement.
+    """Tables, or parts of tables, of one width that lie in the same way.
 
     Args:
         embedding_dim: D.
+        kind: spread: each row is on one rank. hot and replicated: every rank keeps the same rows.
         num_owners: Ranks that the rows are spread over: N, or 1 when this rank has them all.
-        replicated: Whether every rank keeps the same rows.
         num_rows: Rows on each owner.
         first_key: Key of the first row of the first owner.
     """
 
     embedding_dim: int
+    kind: Kind
     num_owners: int
-    replicated: bool
     num_rows: int
     first_key: int
 
 
 @dataclass(frozen=True)
+class Part:
+    """Consecutive rows of a table in one group.
+
+    Args:
+        group: Which.
+        start: First row of the table that is in this part.
+        stop: The one after the last.
+        first_row: Row of the physical table where it begins, the same on every owner. Row i of the
+            table is on owner i mod num_owners, at first_row + (i - start) // num_owners.
+    """
+
+    group: int
+    start: int
+    stop: int
+    first_row: int
+
+
+@dataclass(frozen=True)
 class Place:
-    """Where a table lies: in which group, from which of its rows on (the same on every owner)."""
+    """Where a table lies: in one part, or with a hot tier in two, the hot one first."""
 
     plan: TablePlan
     number: int
-    group: int
-    first_row: int
+    parts: tuple[Part, ...]
 
 
 @dataclass(frozen=True)
@@ -66,8 +90,8 @@ class Route:
     Args:
         rows: For each group the distinct rows, by owner and then by number: int64, (U_g,).
         counts: For each group how many of them each owner holds.
-        places: For each request, for each id: 0 for padding, else 1 + its row's place in `rows` of
-            the table's group.
+        places: For each request, for each id: 0 for padding, else 1 + its row's place among the
+            `rows` of all groups of the table's width, one group after the other.
         bad_id: The ids were not looked at any further.
     """
 
@@ -83,31 +107,46 @@ class Layout:
     Args:
         plans: The tables.
         world: N ranks. A single one holds everything, so it has no replicas.
+
+    Attributes:
+        groups: By width, then spread, hot, replicated.
+        places: By table.
+        spread: Numbers of the spread groups.
+        hot: Numbers of the hot groups.
+        widths: Width -> numbers of its groups, which follow one another.
+        id_dtype: Of row numbers on their way: int32 where those of every group fit.
     """
 
     def __init__(self, plans: Sequence[TablePlan], world: World) -> None:
         self.world = world
-        alone = world.world_size == 1
-        # spread groups first: they are the ones that are sent
-        kinds = sorted(
-            {(plan.placement == "replicated" and not alone, plan.embedding_dim) for plan in plans}
-        )
+        pieces: dict[tuple[int, int], list[tuple[str, int, int]]] = {}
+        for plan in plans:
+            for kind, start, stop in _pieces(plan, world.world_size):
+                key = (plan.embedding_dim, _KINDS.index(kind))
+                pieces.setdefault(key, []).append((plan.name, start, stop))
         self.groups: list[Group] = []
-        self.places: dict[str, Place] = {}
-        key = 0
-        for replicated, width in kinds:
-            owners = 1 if replicated else world.world_size
+        parts: dict[str, list[Part]] = {plan.name: [] for plan in plans}
+        first_key = 0
+        for number, ((width, kind_number), members) in enumerate(sorted(pieces.items())):
+            kind = _KINDS[kind_number]
+            owners = world.world_size if kind == "spread" else 1
             num_rows = 0
-            for number, plan in enumerate(plans):
-                if plan.embedding_dim != width:
-                    continue
-                if (plan.placement == "replicated" and not alone) != replicated:
-                    continue
-                self.places[plan.name] = Place(plan, number, len(self.groups), num_rows)
-                num_rows += -(-plan.num_embeddings // owners)
-            self.groups.append(Group(width, owners, replicated, num_rows, key))
-            key += num_rows * owners
-        self.num_spread = sum(not group.replicated for group in self.groups)
+            for name, start, stop in members:
+                parts[name].append(Part(number, start, stop, num_rows))
+                num_rows += -(-(stop - start) // owners)
+            self.groups.append(Group(width, kind, owners, num_rows, first_key))
+            first_key += num_rows * owners
+        self.places = {
+            plan.name: Place(plan, number, tuple(sorted(parts[plan.name], key=lambda p: p.start)))
+            for number, plan in enumerate(plans)
+        }
+        self.spread = [n for n, group in enumerate(self.groups) if group.kind == "spread"]
+        self.hot = [n for n, group in enumerate(self.groups) if group.kind == "hot"]
+        self.widths: dict[int, list[int]] = {}
+        for number, group in enumerate(self.groups):
+            self.widths.setdefault(group.embedding_dim, []).append(number)
+        small = all(group.num_rows < _INT32_ROWS for group in self.groups)
+        self.id_dtype = torch.int32 if small else torch.int64
 
     def route(self, requests: Mapping[str, Request], device: torch.device) -> Route:
         """The route of a look-up, on `device`, where the ids are."""
@@ -132,22 +171,27 @@ class Layout:
         places, begin = {}, 1
         for name, request in requests.items():
             end = begin + len(request.ids.values)
-            start = starts[self.places[request.table].group]
+            start = starts[self.widths[self.width(request.table)][0]]
             places[name] = (inverse[begin:end] - (start - 1)).clamp_(min=0)
             begin = end
         return Route(rows, counts, places)
 
-    def local_index(self, table: str, row_ids: Tensor) -> Tensor:
-        """Rows of this rank's physical table at which the rows `row_ids` of a table lie."""
-        place = self.places[table]
-        return place.first_row + row_ids // self.groups[place.group].num_owners
+    def width(self, table: str) -> int:
+        """D of a table."""
+        return self.places[table].plan.embedding_dim
 
-    def local_slice(self, table: str) -> slice:
-        """All of a table's rows on this rank, in the order of `TablePlan.local_rows`."""
-        place = self.places[table]
-        num_owners = self.groups[place.group].num_owners
-        num_rows = len(place.plan.local_rows(self.world.rank % num_owners, num_owners))
-        return slice(place.first_row, place.first_row + num_rows)
+    def local_index(self, part: Part, row_ids: Tensor) -> Tensor:
+        """Rows of this rank's physical table at which rows of a part lie."""
+        return part.first_row + (row_ids - part.start) // self.groups[part.group].num_owners
+
+    def held_parts(self, table: str) -> list[tuple[range, Part, slice]]:
+        """What this rank holds of a table: row ids, ascending, the part, and where they lie."""
+        place, world = self.places[table], self.world
+        held = place.plan.held_rows(world.rank, world.world_size)
+        return [
+            (ids, part, slice(part.first_row, part.first_row + len(ids)))
+            for ids, part in zip(held, place.parts, strict=True)
+        ]
 
     def _bounds(self) -> Tensor:
         """Where each owner's keys begin, group by group, and where the last ones end."""
@@ -161,13 +205,19 @@ class Layout:
 
     def _keys(self, request: Request) -> Tensor:
         place, ids = self.places[request.table], request.ids.values.to(torch.int64)
-        group = self.groups[place.group]
-        first = group.first_key + place.first_row
-        keys = first + ids
-        if group.num_owners > 1:
-            owners = ids % group.num_owners
-            keys = first + owners * group.num_rows + ids // group.num_owners
+        keys = self._part_keys(place.parts[-1], ids)
+        if len(place.parts) > 1:
+            hot = place.parts[0]
+            keys = torch.where(ids < hot.stop, self._part_keys(hot, ids), keys)
         return keys.masked_fill(ids == PADDING_INDEX, -1)
+
+    def _part_keys(self, part: Part, ids: Tensor) -> Tensor:
+        group = self.groups[part.group]
+        first = group.first_key + part.first_row
+        if group.num_owners == 1:
+            return first - part.start + ids
+        owners = ids % group.num_owners
+        return first + owners * group.num_rows + (ids - part.start) // group.num_owners
 
     def _find_bad_id(self, request: Request) -> BadId | None:
         place, ids = self.places[request.table], request.ids.values
@@ -180,3 +230,14 @@ class Layout:
         position = int(wrong.nonzero()[0])
         example = int(torch.searchsorted(request.ids.offsets, position, right=True)) - 1
         return BadId(place.number, int(ids[position]), position, example)
+
+
+def _pieces(plan: TablePlan, world_size: int) -> list[tuple[Kind, int, int]]:
+    """How the rows of a table lie, and from which to which."""
+    end = plan.num_embeddings
+    if plan.placement == "replicated" and world_size > 1:
+        return [("replicated", 0, end)]
+    hot = plan.hot_on(world_size)
+    if not hot:
+        return [("spread", 0, end)]
+    return [("hot", 0, hot), ("spread", hot, end)]

@@ -18,11 +18,13 @@ from distrec.sharding.plan import TablePlan
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-# of a row number, and of a number of a row or of its gradient, as the exchange sends them
-ID_BYTES = 8
+# of a row number, and of a number of a row or of its gradient, as the exchange sends them; row
+# numbers of tables with more than 2^31 rows on a rank take 8
+ID_BYTES = 4
 NUMBER_BYTES = 4
-# what goes before the row numbers for one rank: four flags, and a count a width
+# what goes before the row numbers for one rank: four flags, and a count a width, of 8 bytes each
 _HEADER_FLAGS = 4
+_HEADER_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def header_bytes(plans: Sequence[TablePlan], world_size: int) -> int:
     if world_size == 1 or not plans:
         return 0
     widths = {plan.embedding_dim for plan in plans if plan.placement == "row_wise"}
-    return (world_size - 1) * (_HEADER_FLAGS + len(widths)) * ID_BYTES
+    return (world_size - 1) * (_HEADER_FLAGS + len(widths)) * _HEADER_BYTES
 
 
 def shares(costs: Mapping[str, TableCost], world_size: int) -> Floats:

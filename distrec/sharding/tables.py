@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from distrec.config import ShardingConfig
 from distrec.errors import CheckpointError, ConfigError
 from distrec.sharding.collectives import Collectives
-from distrec.sharding.exchange import Exchange, FetchRows
+from distrec.sharding.exchange import Asked, Exchange, FetchRows
 from distrec.sharding.initial import initial_rows
 from distrec.sharding.kernels import FusedTable
 from distrec.sharding.lookup import Request, gather_and_pool_all
@@ -57,10 +57,13 @@ class EmbeddingTables(nn.Module):
         self._world = collectives.world
         layout = Layout(plans, collectives.world)
         kernels = [
-            FusedTable(group.num_rows, group.embedding_dim, config, device, group.replicated)
+            FusedTable(group.num_rows, group.embedding_dim, config, device, group.kind != "spread")
             for group in layout.groups
         ]
-        self._exchange = Exchange(layout, kernels, collectives)
+        # one rank sends nothing, and has no reason to round
+        alone = collectives.world.world_size == 1
+        precision = "fp32" if alone else config.exchange_precision
+        self._exchange = Exchange(layout, kernels, collectives, precision)
         self._anchor = torch.empty(0, device=device, requires_grad=True)
         for plan in plans:
             self._fill(plan, seed)
@@ -70,7 +73,29 @@ class EmbeddingTables(nn.Module):
         """Bytes that this rank has sent to the others for look-ups and their gradients so far."""
         return self._exchange.sent_bytes
 
-    def forward(self, requests: Mapping[str, Request]) -> dict[str, Tensor]:
+    def ask(self, requests: Mapping[str, Request]) -> Asked:
+        """Send the row numbers of a look-up ahead; `forward` takes the rest of it up.
+
+        Collective, and returns at once. One look-up may be ahead at a time; others may come between
+        it and its `forward`, and updates too, for row numbers do not depend on them. A bad id is
+        told by `forward`, or by the result's `wait`, which also ends a look-up that is not made.
+
+        Args:
+            requests: As for `forward`.
+
+        Raises:
+            ConfigError: There is no such table.
+        """
+        return self._ask(requests, "row numbers of the next look-up")
+
+    def _ask(self, requests: Mapping[str, Request], name: str) -> Asked:
+        for request in requests.values():
+            self._check_table(request.table)
+        return self._exchange.ask(self._exchange.layout.route(requests, self.device), name)
+
+    def forward(
+        self, requests: Mapping[str, Request], asked: Asked | None = None
+    ) -> dict[str, Tensor]:
         """Look rows up and pool them.
 
         Collective: every rank calls this once a step, in the same mode; its requests may hold no
@@ -79,6 +104,7 @@ class EmbeddingTables(nn.Module):
 
         Args:
             requests: By any key; tables may be asked for several times.
+            asked: What `ask` gave for the same requests; None: nothing was sent ahead.
 
         Returns:
             By the same key: float32, (B, D), or (nnz, D) for pooling "none".
@@ -87,20 +113,20 @@ class EmbeddingTables(nn.Module):
             DataError: On every rank, when an id of any rank is outside its table.
             ConfigError: There is no such table.
         """
-        for request in requests.values():
-            self._check_table(request.table)
         layout = self._exchange.layout
         if not layout.groups:
             return {}
-        route = layout.route(requests, self.device)
-        fetched = FetchRows.apply(self._anchor, self._exchange, route, torch.is_grad_enabled())
+        if asked is None:
+            asked = self._ask(requests, "row numbers of a look-up")
+        fetched = FetchRows.apply(self._anchor, self._exchange, asked, torch.is_grad_enabled())
+        places = asked.route.places
         results: dict[str, Tensor] = {}
-        for group, rows in enumerate(fetched):
-            keys = [k for k, r in requests.items() if layout.places[r.table].group == group]
+        for width, rows in zip(layout.widths, fetched, strict=True):
+            keys = [key for key, r in requests.items() if layout.width(r.table) == width]
             if keys:
                 pooled = gather_and_pool_all(
                     rows,
-                    [route.places[key] for key in keys],
+                    [places[key] for key in keys],
                     [requests[key].ids for key in keys],
                     [requests[key].pooling for key in keys],
                 )
@@ -113,28 +139,48 @@ class EmbeddingTables(nn.Module):
             kernel.set_learning_rate(learning_rate)
 
     def local_rows(self, table: str) -> tuple[Tensor, Tensor, Tensor]:
-        """What this rank holds of a table; all of it where the table is replicated.
+        """The rows of a table that are this rank's own; all of it where the table is replicated.
 
         Args:
             table: Its name.
 
         Returns:
             Row ids, int64 (n,), ascending, on the CPU; weights (n, D), float32 or float16;
-            optimizer state (n, S), float32. Weights and state are views: copy what must not change.
+            optimizer state (n, S), float32. Weights and state are views, or with a hot tier copies:
+            copy what must not change.
         """
+        parts = self.local_parts(table)
+        row_ids = [torch.arange(ids.start, ids.stop, ids.step) for ids, _, _ in parts]
+        if len(parts) == 1:
+            return row_ids[0], parts[0][1], parts[0][2]
+        return (
+            torch.cat(row_ids),
+            torch.cat([weights for _, weights, _ in parts]),
+            torch.cat([state for _, _, state in parts]),
+        )
+
+    def local_parts(self, table: str) -> list[tuple[range, Tensor, Tensor]]:
+        """As `local_rows`, without a copy: row ids, weights and state part by part, ascending."""
         self._check_table(table)
-        kernel = self._kernel(table)
-        rows = self._exchange.layout.local_slice(table)
-        ids = self._held(self.table_plans[table])
-        row_ids = torch.arange(ids.start, ids.stop, ids.step)
-        return row_ids, kernel.weights()[rows], kernel.state()[rows]
+        layout = self._exchange.layout
+        found = []
+        for ids, part, places in layout.held_parts(table):
+            kernel = self._exchange.kernels[part.group]
+            weights, state = kernel.weights()[places], kernel.state()[places]
+            if layout.groups[part.group].kind == "hot":
+                # each is on every rank: rank i mod N answers for row i
+                rank, world_size = self._world.rank, self._world.world_size
+                ids = ids[rank::world_size]
+                weights, state = weights[rank::world_size], state[rank::world_size]
+            found.append((ids, weights, state))
+        return found
 
     def load_rows(self, table: str, row_ids: Tensor, weights: Tensor, state: Tensor) -> None:
-        """Overwrite some rows that this rank holds.
+        """Overwrite some rows that this rank holds; hot rows must be loaded on every rank alike.
 
         Args:
             table: Its name.
-            row_ids: int64, (n,), any of `plan.local_rows` of this rank.
+            row_ids: int64, (n,), any of `plan.held_rows` of this rank.
             weights: (n, D); rounded where the table is float16.
             state: float32, (n, S).
 
@@ -143,30 +189,33 @@ class EmbeddingTables(nn.Module):
         """
         self._check_table(table)
         self._check_rows(table, row_ids, weights, state)
-        kernel = self._kernel(table)
-        places = self._exchange.layout.local_index(table, row_ids.to(self.device))
-        kernel.weights()[places] = weights.to(self.device, kernel.weights().dtype)
-        kernel.state()[places] = state.to(self.device, torch.float32)
-        kernel.rows_were_written()
-
-    def _kernel(self, table: str) -> FusedTable:
-        return self._exchange.kernels[self._exchange.layout.places[table].group]
-
-    def _held(self, plan: TablePlan) -> range:
-        return plan.local_rows(self._world.rank, self._world.world_size)
+        row_ids = row_ids.to(self.device)
+        weights, state = weights.to(self.device), state.to(self.device, torch.float32)
+        layout = self._exchange.layout
+        parts = layout.places[table].parts
+        for part in parts:
+            chosen: slice | Tensor = slice(None)
+            if len(parts) > 1:
+                chosen = (row_ids >= part.start) & (row_ids < part.stop)
+            kernel = self._exchange.kernels[part.group]
+            places = layout.local_index(part, row_ids[chosen])
+            kernel.weights()[places] = weights[chosen].to(kernel.weights().dtype)
+            kernel.state()[places] = state[chosen]
+            kernel.rows_were_written()
 
     def _fill(self, plan: TablePlan, seed: int) -> None:
         """First values, chunk by chunk, so that no second copy of the table is made."""
-        held = self._held(plan)
-        target = self._kernel(plan.name).weights()[self._exchange.layout.local_slice(plan.name)]
         chunk = max(_CHUNK_NUMBERS // plan.embedding_dim, 1)
-        for start in range(0, len(held), chunk):
-            part = held[start : start + chunk]
-            ids = np.arange(part.start, part.stop, part.step, dtype=np.int64)
-            scale = self._config.init_scale
-            values = initial_rows(plan.name, ids, plan.embedding_dim, seed, scale)
-            target[start : start + len(part)] = torch.from_numpy(values)
-        self._kernel(plan.name).rows_were_written()
+        for held, place, places in self._exchange.layout.held_parts(plan.name):
+            kernel = self._exchange.kernels[place.group]
+            target = kernel.weights()[places]
+            for start in range(0, len(held), chunk):
+                part = held[start : start + chunk]
+                ids = np.arange(part.start, part.stop, part.step, dtype=np.int64)
+                scale = self._config.init_scale
+                values = initial_rows(plan.name, ids, plan.embedding_dim, seed, scale)
+                target[start : start + len(part)] = torch.from_numpy(values)
+            kernel.rows_were_written()
 
     def _check_table(self, table: str) -> None:
         if table not in self.table_plans:
@@ -185,11 +234,14 @@ class EmbeddingTables(nn.Module):
                 f"{expected[1]}. Received: {tuple(weights.shape)} and {tuple(state.shape)}. Use "
                 "the checkpoint with the configuration that it was written with."
             )
-        held = self._held(plan)
-        foreign = (row_ids < held.start) | (row_ids >= plan.num_embeddings)
-        foreign |= (row_ids - held.start) % held.step != 0
-        if bool(foreign.any()):
+        held = plan.held_rows(self._world.rank, self._world.world_size)
+        own = torch.zeros(len(row_ids), dtype=torch.bool)
+        for rows in held:
+            inside = (row_ids >= rows.start) & (row_ids < rows.stop)
+            own |= inside & ((row_ids - rows.start) % rows.step == 0)
+        if not bool(own.all()):
             raise CheckpointError(
-                f"rank {self._world.rank} of {self._world.world_size} holds rows {held} of table "
-                f"{table!r}. Received: row {int(row_ids[foreign][0])}. Load it on its own rank."
+                f"rank {self._world.rank} of {self._world.world_size} holds rows "
+                f"{' and '.join(map(str, held))} of table {table!r}. Received: row "
+                f"{int(row_ids[~own][0])}. Load it on its own rank."
             )

@@ -16,7 +16,9 @@ FREE_KEYS: dict[str, tuple[str, ...]] = {
         "early_stopping_patience",
     ),
     "reader": ("prefetch_batches", "cache_mib", "verify", "lanes"),
-    "sharding": ("placement", "replicate_below_mib", "tables", "cpu_offload"),
+    "sharding": (
+        "placement", "replicate_below_mib", "tables", "hot_rows", "prefetch_ids", "cpu_offload",
+    ),
 }  # fmt: skip
 # where the run ends: part of the learning rate's decay, if there is one
 END_KEYS = ("max_epochs", "max_steps")
@@ -30,5 +32,8 @@ def resume_hash(config: Config) -> str:
         free = FREE_KEYS.get(name, ())
         if name == "train" and config.train.decay == "none":
             free += END_KEYS
+        if name == "sharding" and config.sharding.exchange_precision == "fp32":
+            # computes what a run did before there was this key
+            free += ("exchange_precision",)
         chosen[name] = {key: value for key, value in dumped[name].items() if key not in free}
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from distrec.trainer.early_stopping import EarlyStopping
 from distrec.trainer.progress import Progress
 from distrec.trainer.setup import Run
 from distrec.trainer.start import find_start, load
-from distrec.trainer.step import check_state, train_step
+from distrec.trainer.step import PreparedBatch, check_state, prepare_batch, train_step
 
 Beat = Callable[[str], None]
 
@@ -116,6 +117,7 @@ class _Loop:
         self.train_config = run.config.train
         self.directory = run.config.checkpoint_directory
         self.is_first = run.collectives.world.is_first
+        self._ahead: tuple[PreparedBatch, float] | None = None
         self.global_step = 0 if saved is None else saved.global_step
         metric = run.validator.metric
         self.stopping = EarlyStopping(
@@ -155,6 +157,7 @@ class _Loop:
         try:
             while not self.is_done:
                 self._run_epoch()
+            self._drop_ahead()
         finally:
             self.progress.close()
         return self._result()
@@ -170,8 +173,9 @@ class _Loop:
                     f"step {self.global_step + 1} (epoch {epoch + 1}, batch {step_in_epoch + 1} of "
                     f"{self.steps_per_epoch})"
                 )
-                rows += self._step(batches, epoch, place)
-                self._after_step(place, is_epoch_end=step_in_epoch + 1 == self.steps_per_epoch)
+                is_epoch_end = step_in_epoch + 1 == self.steps_per_epoch
+                rows += self._step(batches, epoch, place, is_epoch_end)
+                self._after_step(place, is_epoch_end)
                 if self.is_done:
                     break
             else:
@@ -182,16 +186,43 @@ class _Loop:
             if isinstance(batches, Iterator) and hasattr(batches, "close"):
                 batches.close()
 
-    def _step(self, batches: Iterator[Batch], epoch: int, place: str) -> int:
+    def _step(self, batches: Iterator[Batch], epoch: int, place: str, is_epoch_end: bool) -> int:
+        if self._ahead is None:
+            self._ahead = self._prepare(batches, self.global_step, place, ahead=False)
+        prepared, waited = self._ahead
+        self._ahead = None
+
+        def prepare_next() -> None:
+            self._ahead = self._prepare(batches, self.global_step + 1, f"{place}, next", ahead=True)
+            self.beat(place)
+
+        self.beat(place)
+        is_last = is_epoch_end or self.global_step + 1 == self.run.total_steps
+        prefetches = self.run.config.sharding.prefetch_ids and not is_last
+        result = train_step(
+            self.run, prepared, self.global_step, place,
+            prepare_next if prefetches else lambda: None,
+        )  # fmt: skip
+        self.global_step += 1
+        self.progress.step_done(self.global_step, epoch, result, waited)
+        return result.num_rows
+
+    def _prepare(
+        self, batches: Iterator[Batch], global_step: int, place: str, ahead: bool
+    ) -> tuple[PreparedBatch, float]:
+        """A step's batch, and how long it was waited for."""
         self.beat(f"{place}: waiting for its batch")
         started = time.monotonic()
         batch = next(batches)
         waited = time.monotonic() - started
-        self.beat(place)
-        result = train_step(self.run, batch, self.global_step, place)
-        self.global_step += 1
-        self.progress.step_done(self.global_step, epoch, result, waited)
-        return result.num_rows
+        return prepare_batch(self.run, batch, global_step, ahead), waited
+
+    def _drop_ahead(self) -> None:
+        """Take up what was sent ahead for a step that is not made, on every rank."""
+        if self._ahead is not None and self._ahead[0].asked is not None:
+            with contextlib.suppress(DataError):
+                self._ahead[0].asked.wait()
+        self._ahead = None
 
     def _check_rows(self, epoch: int, first: int, rows: int) -> None:
         """Every row of the dataset was read once, over all ranks."""

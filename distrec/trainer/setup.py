@@ -203,12 +203,13 @@ def write_plan(inputs: Inputs, world_size: int) -> None:
             "num_embeddings": plan.num_embeddings,
             "embedding_dim": plan.embedding_dim,
             "placement": plan.placement,
+            "hot_rows": plan.hot_on(world_size),
             "weight_bytes_by_rank": [
-                len(plan.local_rows(rank, world_size)) * plan.weight_bytes_per_row
+                plan.num_held(rank, world_size) * plan.weight_bytes_per_row
                 for rank in range(world_size)
             ],
             "state_bytes_by_rank": [
-                len(plan.local_rows(rank, world_size)) * plan.state_bytes_per_row
+                plan.num_held(rank, world_size) * plan.state_bytes_per_row
                 for rank in range(world_size)
             ],
         }

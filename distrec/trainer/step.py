@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from distrec.batch import Batch
 from distrec.errors import TrainingError
+from distrec.sharding.exchange import Asked
+from distrec.sharding.lookup import Request
 from distrec.trainer.schedule import rate_share
 from distrec.trainer.setup import Run
 
@@ -40,7 +42,63 @@ class StepResult:
     gradient_norm: float
 
 
-def train_step(run: Run, batch: Batch, global_step: int, place: str) -> StepResult:
+@dataclass(frozen=True)
+class PreparedBatch:
+    """A batch with the rows it needs, before any row is looked up.
+
+    Args:
+        batch: This rank's examples, on the device.
+        requests: Of its look-up.
+        asked: Of the look-up whose row numbers were sent ahead.
+        random_states: Of the generators after the requests were drawn, when they were drawn ahead.
+    """
+
+    batch: Batch
+    requests: Mapping[str, Request]
+    asked: Asked | None = None
+    random_states: tuple[Tensor, ...] = ()
+
+
+def prepare_batch(run: Run, batch: Batch, global_step: int, ahead: bool = False) -> PreparedBatch:
+    """Draw what a step needs; with `ahead`, which is collective, send its row numbers already.
+
+    Args:
+        run: What trains.
+        batch: This rank's examples, perhaps none.
+        global_step: Updates done before the step.
+        ahead: Whether another step is still being computed.
+    """
+    collectives = run.collectives
+    torch.manual_seed(step_seed(run.config.seed, global_step, collectives.world.rank))
+    batch = batch.to(collectives.device)
+    requests = run.objective.requests(batch, global_step)
+    if not ahead:
+        return PreparedBatch(batch, requests)
+    return PreparedBatch(
+        batch, requests, run.tables.ask(requests), _random_states(collectives.device)
+    )
+
+
+def _random_states(device: torch.device) -> tuple[Tensor, ...]:
+    if device.type == "cuda":
+        return torch.get_rng_state(), torch.cuda.get_rng_state(device)
+    return (torch.get_rng_state(),)
+
+
+def _set_random_states(states: tuple[Tensor, ...], device: torch.device) -> None:
+    if states:
+        torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state(states[1], device)
+
+
+def train_step(
+    run: Run,
+    batch: Batch | PreparedBatch,
+    global_step: int,
+    place: str,
+    before_backward: Callable[[], None] = lambda: None,
+) -> StepResult:
     """Do one optimizer update. Collective.
 
     The loss is divided by the sum of weights over all ranks, and gradients are summed: N ranks
@@ -48,25 +106,29 @@ def train_step(run: Run, batch: Batch, global_step: int, place: str) -> StepResu
 
     Args:
         run: What trains.
-        batch: This rank's examples, perhaps none.
+        batch: This rank's examples, perhaps none; or what `prepare_batch` made of them.
         global_step: Updates done so far.
         place: Where in the data that is, for errors.
+        before_backward: Called once nothing random is left to do in this step.
 
     Raises:
         TrainingError: On every rank, when the loss or a gradient of any rank is not finite. A loss
             is found before any row or parameter is updated.
+        DataError: On every rank, when an id of any rank is outside its table.
     """
     config, collectives = run.config, run.collectives
     share = _set_rates(run, global_step)
-    torch.manual_seed(step_seed(config.seed, global_step, collectives.world.rank))
+    prepared = batch if isinstance(batch, PreparedBatch) else prepare_batch(run, batch, global_step)
+    batch = prepared.batch
     run.optimizer.zero_grad()
-    batch = batch.to(collectives.device)
-    rows = run.tables(run.objective.requests(batch, global_step))
+    _set_random_states(prepared.random_states, collectives.device)
+    rows = run.tables(prepared.requests, prepared.asked)
     loss_sum, parts = run.objective.loss_sum(batch, rows, global_step)
     own = torch.stack([loss_sum.detach().double(), run.objective.weight_sum(batch).double()])
     own = torch.cat([own, own.new_tensor([parts["loss"], parts["l2"], float(batch.batch_size)])])
     totals = collectives.allreduce(own, "train.totals").tolist()
     _check_finite(run, own, totals, place)
+    before_backward()
     # a batch without positives has a loss of zero
     (loss_sum / (totals[1] if totals[1] > 0 else 1.0)).backward()
     norm = collectives.step_dense(run.optimizer, run.model.parameters(), config.train.gradient_clip)
@@ -142,8 +204,8 @@ def check_state(run: Run, place: str) -> None:
         name for name, tensor in run.model.state_dict().items() if not bool(tensor.isfinite().all())
     ]
     for plan in run.inputs.plans:
-        _, weights, state = run.tables.local_rows(plan.name)
-        if not (_is_finite(weights) and _is_finite(state)):
+        parts = run.tables.local_parts(plan.name)
+        if not all(_is_finite(tensor) for _, *tensors in parts for tensor in tensors):
             broken.append(f"table {plan.name}")
     answers = run.collectives.gather_objects(broken, "train.state")
     found = [f"rank {rank}: {', '.join(names)}" for rank, names in enumerate(answers) if names]

@@ -57,25 +57,76 @@ def body(collectives: Collectives, directory: str, two_ranks: str) -> dict[str, 
 def resume_body(collectives: Collectives, directory: str, two_ranks: str) -> dict[str, Any]:
     """On two ranks: never stopped, and stopped in mid-epoch; then as `body`."""
     answers = body(collectives, directory, two_ranks)
-    config = make_config(
-        Path(directory) / "resume",
-        {
-            "model": {"dropout": 0.3, "input_dropout": 0.3, "id_dropout": 0.2},
-            "train": {"max_steps": 8, "checkpoint_every_steps": 4, "keep_checkpoints": 9,
-                      "early_stopping_patience": 9},
-        },
-    )  # fmt: skip
+    config = resume_config(Path(directory), "resume")
     train(config, collectives)
     answers["whole"] = hashes(config, 8)
+    keep_first(config, collectives)
+    answers["resumed_steps"] = train(config, collectives).steps
+    answers["resumed"] = hashes(config, 8)
+    ahead = resume_config(Path(directory), "ahead", {"prefetch_ids": True})
+    train(ahead, collectives)
+    answers["ahead"] = hashes(ahead, 8)
+    answers["hot"] = train_hot(collectives, Path(directory))
+    # nothing is learned, so that patience ends the run while row numbers are on their way
+    still = {"prefetch_ids": True, "learning_rate": 1e-12}
+    every = {"evaluate_every_steps": 1, "early_stopping_patience": 1, "learning_rate": 1e-12}
+    result = train(resume_config(Path(directory), "still", still, every), collectives)
+    answers["still"] = [result.steps, result.stopped_early]
+    return answers
+
+
+def keep_first(config: Config, collectives: Collectives) -> None:
+    """Remove what was saved after step 4."""
     collectives.barrier("test.read")
     if collectives.world.is_first:
         for path in checkpoint.committed(config.checkpoint_directory):
             if path.name > "step-00000004":
                 shutil.rmtree(path)
     collectives.barrier("test.removed")
-    answers["resumed_steps"] = train(config, collectives).steps
-    answers["resumed"] = hashes(config, 8)
-    return answers
+
+
+def resume_config(
+    directory: Path,
+    name: str,
+    sharding: dict[str, Any] | None = None,
+    train_keys: dict[str, Any] | None = None,
+) -> Config:
+    """Eight steps, saved in the middle of each epoch, with everything random switched on."""
+    return make_config(
+        directory / name,
+        {
+            "model": {"dropout": 0.3, "input_dropout": 0.3, "id_dropout": 0.2},
+            "train": {"max_steps": 8, "checkpoint_every_steps": 4, "keep_checkpoints": 9,
+                      "early_stopping_patience": 9, **(train_keys or {})},
+            "sharding": sharding or {},
+        },
+    )  # fmt: skip
+
+
+def train_hot(collectives: Collectives, directory: Path) -> dict[str, float]:
+    """A run with a hot tier, and one that goes on without it: largest differences from neither."""
+    hot = resume_config(directory, "hot", {"hot_rows": {"user": 9, "item": 21}})
+    plain = resume_config(directory, "resume")
+    train(hot, collectives)
+    found = {"whole": largest_difference(hot, plain)}
+    keep_first(hot, collectives)
+    mixed = resume_config(directory, "hot")
+    train(mixed, collectives)
+    # a run that did not go on would have put these away
+    assert "step-00000004" in {p.name for p in checkpoint.committed(mixed.checkpoint_directory)}
+    assert len(losses(mixed)) == 8 + 4
+    found["mixed"] = largest_difference(mixed, plain)
+    return found
+
+
+def largest_difference(one: Config, other: Config) -> float:
+    """Of any number in two tables after step 8."""
+    paths = [config.checkpoint_directory / "step-00000008" for config in (one, other)]
+    found = []
+    for table, rows in (("user", 62), ("item", 42)):
+        first, second = (checkpoint.read_rows(path, table, 0, rows) for path in paths)
+        found.append(float((first - second).abs().max()))
+    return max(found)
 
 
 def hashes(config: Config, step: int) -> dict[str, str]:
@@ -95,7 +146,8 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str
         for kind in KINDS:
             # once and before the ranks, which would write it at the same time
             curve_config(directory, kind)
-        make_config(directory / "resume")
+        for name in ("resume", "ahead", "hot", "still"):
+            make_config(directory / name)
         name = "resume_body" if num_ranks == 2 else "body"
         found[num_ranks] = run_ranks(
             num_ranks,
@@ -134,6 +186,17 @@ def test_two_ranks_resume_bit_for_bit(answers: dict[int, list[dict[str, Any]]]) 
     assert first["resumed"] == first["whole"]
     shards = [name for name in first["whole"] if name.startswith("tables/user/")]
     assert shards == [f"tables/user/shard-{k:05d}-of-00002.safetensors" for k in (1, 2)]
+
+
+def test_row_numbers_sent_ahead_change_no_bit(answers: dict[int, list[dict[str, Any]]]) -> None:
+    first = answers[2][0]
+    assert first["ahead"] == first["whole"]
+    # one step to compare with, and one without an improvement
+    assert all(answer["still"] == [2, True] for answer in answers[2])
+
+
+def test_a_run_goes_on_without_its_hot_tier(answers: dict[int, list[dict[str, Any]]]) -> None:
+    assert all(max(answer["hot"].values()) < 1e-6 for answer in answers[2])
 
 
 def test_every_rank_comes_to_the_same_result(answers: dict[int, list[dict[str, Any]]]) -> None:

@@ -102,7 +102,8 @@ def test_a_route_asks_each_distinct_row_once_of_its_owner(world_size: int, data:
     sizes = {"a": 11, "b": 6, "c": 9, "d": 7}
     widths = {"a": 4, "b": 8, "c": 4, "d": 4}
     specs = [TableSpec(name, sizes[name], widths[name]) for name in sizes]
-    section = config(placement="row_wise", tables={"d": "replicated"})
+    hot_rows = data.draw(st.dictionaries(st.sampled_from("abcd"), st.integers(0, 12)))
+    section = config(placement="row_wise", tables={"d": "replicated"}, hot_rows=hot_rows)
     plans = plan_tables(specs, section, world_size)
     layouts = [Layout(plans, World(rank, world_size, 0, 1)) for rank in range(world_size)]
     me = data.draw(st.integers(0, world_size - 1))
@@ -110,14 +111,16 @@ def test_a_route_asks_each_distinct_row_once_of_its_owner(world_size: int, data:
     held = {}
     for plan in plans:
         for rank, layout in enumerate(layouts):
-            group = layout.places[plan.name].group
-            owner = 0 if layout.groups[group].num_owners == 1 else rank
-            part = layout.local_slice(plan.name)
-            numbers = range(part.start, part.stop)
-            for number, row in zip(numbers, plan.local_rows(rank, world_size), strict=True):
-                held[group, owner, number] = (plan.name, row)
-                index = layout.local_index(plan.name, torch.tensor([row]))
-                assert index.tolist() == [number]
+            for row_ids, part, places in layout.held_parts(plan.name):
+                owner = 0 if layout.groups[part.group].num_owners == 1 else rank
+                numbers = range(places.start, places.stop)
+                for number, row in zip(numbers, row_ids, strict=True):
+                    assert held.setdefault((part.group, owner, number), (plan.name, row)) == (
+                        plan.name,
+                        row,
+                    )
+                    assert number < layout.groups[part.group].num_rows
+                    assert layout.local_index(part, torch.tensor([row])).tolist() == [number]
     bags = {name: data.draw(st.lists(st.lists(st.integers(0, sizes[name] - 1)))) for name in sizes}
     requests = {f"of {n}": Request(n, Jagged.from_lists(bags[n]), "sum") for n in sizes}
     route = layouts[me].route(requests, torch.device("cpu"))
@@ -131,9 +134,9 @@ def test_a_route_asks_each_distinct_row_once_of_its_owner(world_size: int, data:
     assert len(found) == len(set(found))
     assert set(found) == wanted
     for name in sizes:
-        group = layouts[me].places[name].group
+        side_by_side = [pair for g in layouts[me].widths[widths[name]] for pair in asked[g]]
         places = route.places[f"of {name}"].tolist()
         ids = [row for bag in bags[name] for row in bag]
-        assert [asked[group][p - 1] if p else (name, 0) for p in places] == [
+        assert [side_by_side[p - 1] if p else (name, 0) for p in places] == [
             (name, row) for row in ids
         ]

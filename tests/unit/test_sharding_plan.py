@@ -80,6 +80,11 @@ def test_bytes_per_rank(optimizer: str, precision: str, row_bytes: int) -> None:
             {"tables": {"usr": "row_wise"}},
             "unknown table 'usr' in sharding.tables. Did you mean 'user'?",
         ),
+        (
+            [TableSpec("user", 9, 4), TableSpec("item", 9, 4)],
+            {"hot_rows": {"itm": 3}},
+            "unknown table 'itm' in sharding.hot_rows. Did you mean 'item'?",
+        ),
         ([TableSpec("user", 9, 4)] * 2, {}, "Received twice: ['user']"),
         ([TableSpec("user", 0, 4)], {}, "num_embeddings=0 (table 'user')"),
     ],
@@ -88,6 +93,25 @@ def test_refusals(specs: list[TableSpec], section: dict[str, Any], message: str)
     with pytest.raises(ConfigError) as caught:
         plan_tables(specs, config(**section), 8)
     assert message in str(caught.value)
+
+
+def test_a_hot_tier_is_on_every_rank_beside_its_share() -> None:
+    specs = [TableSpec("a", 10, 8), TableSpec("all", 5, 8)]
+    section = config(placement="row_wise", optimizer="sgd", hot_rows={"a": 4, "all": 5})
+    plans = plan_tables(specs, section, 3)
+    # rows 0 to 3 everywhere; 6 and 9, 4 and 7, 5 and 8 on one rank each
+    held = [plans[0].held_rows(rank, 3) for rank in range(3)]
+    assert [list(hot) for hot, _ in held] == [[0, 1, 2, 3]] * 3
+    assert [list(own) for _, own in held] == [[6, 9], [4, 7], [5, 8]]
+    # what a rank saves is what it saves without the tier
+    assert [list(plans[0].local_rows(rank, 3)) for rank in range(3)] == [
+        [0, 3, 6, 9], [1, 4, 7], [2, 5, 8],
+    ]  # fmt: skip
+    # a tier of every row is a replicated table
+    assert (plans[1].placement, plans[1].hot_rows) == ("replicated", 0)
+    assert bytes_per_rank(plans, 3) == ((6 + 5) * 8 * 4,) * 3
+    # one rank keeps nothing twice
+    assert plan_tables(specs[:1], config(hot_rows={"a": 4}), 1)[0].held_rows(0, 1) == (range(10),)
 
 
 def owner_and_row(route_rows: torch.Tensor, counts: list[int]) -> list[tuple[int, int]]:

@@ -132,8 +132,10 @@ def step_buffers(
     for plan in plans:
         table = lookups.tables[plan.name]
         row = plan.embedding_dim * _FLOAT
+        copied = plan.hot_on(world_size)
         if plan.placement == "replicated" and world_size > 1:
-            total += plan.num_embeddings * (_REPLICATED_COPIES * row + 2 * _INTEGER)
+            copied = plan.num_embeddings
+        total += copied * (_REPLICATED_COPIES * row + 2 * _INTEGER)
         total += table.rows.expected() * _ROW_COPIES * row
         # its key, its place and their sort
         total += table.num_ids * 4 * _INTEGER

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from distrec.planner.lookups import StepLookups, step_lookups
 from distrec.planner.memory import Memory, ModelSize, rank_memory
 from distrec.sharding import sizing
 from distrec.sharding.plan import TablePlan, plan_tables
-from distrec.sharding.sizing import Floats, TableCost
+from distrec.sharding.sizing import RowChances, TableCost, Wire
 
 # beyond this many, more ranks are no answer
 MOST_RANKS = 2**14
@@ -34,12 +34,14 @@ class TableReport:
         num_bytes: Weights and optimizer state on all ranks together.
         num_ids: Expected look-ups a rank and step, repeated ids counted.
         cost: Expected bytes a step, and distinct rows on a rank.
+        best_hot_rows: H with which the network would see the fewest bytes of it.
     """
 
     plan: TablePlan
     num_bytes: int
     num_ids: float
     cost: TableCost
+    best_hot_rows: int
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Report:
         examples_per_rank: Of a full step.
         tables: In the model's order.
         ranks: In order.
+        table_network_bytes: Of the tables, a rank and step, on average.
+        best_network_bytes: The same with TableReport.best_hot_rows in place of the plan's.
         fewest_ranks: That fit the memory: 0 when no number does, None when none was given.
         most_ranks: That the tables and the reader can be dealt to.
         memory_per_rank: What was given, in bytes.
@@ -81,6 +85,8 @@ class Report:
     examples_per_rank: float
     tables: tuple[TableReport, ...]
     ranks: tuple[RankReport, ...]
+    table_network_bytes: float
+    best_network_bytes: float
     fewest_ranks: int | None
     most_ranks: int
     memory_per_rank: int | None
@@ -110,27 +116,38 @@ def plan_run(
     sizer = Sizer(config, world_size)
     plans = sizer.plans(world_size)
     lookups = sizer.lookups(world_size)
-    costs = {p.name: sizing.table_cost(p, lookups.tables[p.name].rows, world_size) for p in plans}
+    rows = {name: table.rows for name, table in lookups.tables.items()}
+    precision = config.sharding.exchange_precision
+    wire = sizing.wire_of(plans, world_size, precision)
+    costs = step_costs(plans, rows, world_size, wire)
     tables = tuple(
         TableReport(
             plan=plan,
             num_bytes=sum(plan.bytes_on(rank, world_size) for rank in range(world_size)),
             num_ids=lookups.tables[plan.name].num_ids,
             cost=costs[plan.name],
+            best_hot_rows=sizing.best_hot_rows(plan, rows[plan.name], world_size, wire),
         )
         for plan in plans
     )
+    best = [replace(entry.plan, hot_rows=entry.best_hot_rows) for entry in tables]
     return Report(
         name=config.name,
         world_size=world_size,
         examples_per_rank=lookups.num_examples,
         tables=tables,
         ranks=_ranks(sizer, plans, costs, world_size),
+        table_network_bytes=_network_bytes(costs),
+        best_network_bytes=_network_bytes(step_costs(best, rows, world_size, wire)),
         fewest_ranks=None if memory_per_rank is None else sizer.fewest_ranks(memory_per_rank),
         most_ranks=sizer.most_ranks,
         memory_per_rank=memory_per_rank,
         bandwidth=bandwidth,
     )
+
+
+def _network_bytes(costs: Mapping[str, TableCost]) -> float:
+    return sum(float(cost.network_bytes.mean()) for cost in costs.values())
 
 
 def _ranks(
@@ -139,10 +156,9 @@ def _ranks(
     headers = float(sizing.header_bytes(plans, world_size))
     sent = np.full(world_size, headers)
     wire = np.full(world_size, headers)
-    for plan in plans:
-        cost = costs[plan.name]
+    for cost in costs.values():
         sent += cost.sent_bytes
-        wire += _on_wire(plan, cost, world_size)
+        wire += cost.network_bytes
     dense = sizer.model.num_parameters * sizing.NUMBER_BYTES
     wire += sizing.wire_bytes_of_allreduce(dense, world_size)
     shares = sizing.shares(costs, world_size)
@@ -152,10 +168,17 @@ def _ranks(
     )
 
 
-def _on_wire(plan: TablePlan, cost: TableCost, world_size: int) -> Floats:
-    if plan.placement == "replicated":
-        return cost.sent_bytes * sizing.wire_bytes_of_allreduce(1.0, world_size)
-    return cost.sent_bytes
+def step_costs(
+    plans: Sequence[TablePlan], rows: Mapping[str, RowChances], world_size: int, wire: Wire
+) -> dict[str, TableCost]:
+    """What each table costs a step, those of one width choosing together how hot rows travel."""
+    gathering = sizing.gathering_widths(plans, rows, world_size, wire)
+    return {
+        plan.name: sizing.table_cost(
+            plan, rows[plan.name], world_size, wire, plan.embedding_dim in gathering
+        )
+        for plan in plans
+    }
 
 
 class Sizer:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from distrec.planner.memory import parts_of
-from distrec.planner.plan import RankReport, Report
+from distrec.planner.plan import RankReport, Report, TableReport
 from distrec.planner.units import format_bytes
 
 # so many ranks are shown one by one; of more, the first, the last and the one that sends most
@@ -24,6 +24,7 @@ def show(report: Report, console: Console) -> None:
     parts = ", ".join(f"{name.replace('_', ' ')} {format_bytes(number)}"
                       for name, number in parts_of(first).items() if name != "total")  # fmt: skip
     console.print(f"Memory of rank 0: {parts}.")
+    console.print(_hot_tier(report), soft_wrap=True, highlight=False)
     if report.bandwidth is not None:
         most = max(rank.network_bytes for rank in report.ranks)
         milliseconds = most / report.bandwidth * 1000
@@ -49,13 +50,32 @@ def _tables(report: Report) -> Table:
         plan, cost = entry.plan, entry.cost
         table.add_row(
             plan.name, f"{plan.num_embeddings:,}", str(plan.embedding_dim),
-            format_bytes(entry.num_bytes), plan.placement, f"{entry.num_ids:,.0f}",
+            format_bytes(entry.num_bytes), _placement(report, entry), f"{entry.num_ids:,.0f}",
             f"{cost.distinct_rows:,.0f}", format_bytes(cost.sent_bytes.mean()),
         )  # fmt: skip
     table.caption = (
         "bytes: weights and optimizer state on all ranks together; the last three: of one rank"
     )
     return table
+
+
+def _placement(report: Report, entry: TableReport) -> str:
+    hot = entry.plan.hot_on(report.world_size)
+    return f"{entry.plan.placement}, {hot:,} hot" if hot else entry.plan.placement
+
+
+def _hot_tier(report: Report) -> str:
+    best = {
+        entry.plan.name: entry.best_hot_rows for entry in report.tables if entry.best_hot_rows > 0
+    }
+    if not best:
+        return "A hot tier would not send fewer bytes of any table."
+    tables = ", ".join(f"{name} = {number}" for name, number in best.items())
+    saved = 1 - report.best_network_bytes / report.table_network_bytes
+    return (
+        f"Hot tiers that send the fewest bytes: sharding.hot_rows = {{ {tables} }}, "
+        f"{saved:.1%} less for the tables than as planned."
+    )
 
 
 def _ranks(report: Report) -> Table:
@@ -107,6 +127,8 @@ def as_json(report: Report) -> str:
                 "embedding_dim": entry.plan.embedding_dim,
                 "num_bytes": entry.num_bytes,
                 "placement": entry.plan.placement,
+                "hot_rows": entry.plan.hot_on(report.world_size),
+                "best_hot_rows": entry.best_hot_rows,
                 "ids_per_step": entry.num_ids,
                 "distinct_rows_per_step": entry.cost.distinct_rows,
                 "sent_bytes_per_step": entry.cost.sent_bytes.tolist(),
@@ -114,6 +136,8 @@ def as_json(report: Report) -> str:
             for entry in report.tables
         ],
         "ranks": [_rank_document(rank) for rank in report.ranks],
+        "table_network_bytes_per_step": report.table_network_bytes,
+        "best_hot_tier_network_bytes_per_step": report.best_network_bytes,
         "memory_per_rank": report.memory_per_rank,
         "fewest_ranks": report.fewest_ranks,
         "bandwidth_bytes_per_second": report.bandwidth,

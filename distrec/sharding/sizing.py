@@ -14,17 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distrec.sharding.plan import TablePlan
+from distrec.sharding.wire import Precision, gradient_bytes
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-# of a row number, and of a number of a row or of its gradient, as the exchange sends them; row
-# numbers of tables with more than 2^31 rows on a rank take 8
-ID_BYTES = 4
 NUMBER_BYTES = 4
-# what goes before the row numbers for one rank: four flags, and a count a width, of 8 bytes each
-_HEADER_FLAGS = 4
-_HEADER_BYTES = 8
+_SENT_NUMBER_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+# what goes before the row numbers for one rank, as int64: four flags, a count a spread and a hot
+# group of tables
+_HEADER_FLAGS, _HEADER_BYTES = 4, 8
 
 
 @dataclass(frozen=True)
@@ -103,51 +102,152 @@ def log_absence_of_events(counts: Integers, share: float) -> Floats:
 
 
 @dataclass(frozen=True)
+class Wire:
+    """How things travel.
+
+    Args:
+        id_bytes: Of a row number.
+        precision: Of rows and row gradients; what is summed or replicated stays float32.
+    """
+
+    id_bytes: int = 4
+    precision: Precision = "fp32"
+
+    def row_bytes(self, embedding_dim: int) -> int:
+        """Of a row."""
+        return embedding_dim * _SENT_NUMBER_BYTES[self.precision]
+
+    def gradient_bytes(self, embedding_dim: int) -> int:
+        """Of the gradient of a row."""
+        return gradient_bytes(embedding_dim, self.precision)
+
+    def used_bytes(self, embedding_dim: int) -> int:
+        """Of a hot row that is sent to everybody: its number and its gradient."""
+        return self.id_bytes + self.gradient_bytes(embedding_dim)
+
+
+@dataclass(frozen=True)
 class TableCost:
     """What one table costs a step.
 
     Args:
-        sent_bytes: By rank, on average over ranks' batches: float64, (N,).
+        sent_bytes: By rank, on average over ranks' batches, as EmbeddingTables.exchanged_bytes
+            counts them: float64, (N,).
+        network_bytes: The same as the network sees them: a ring sends what is summed 2 (N - 1) / N
+            times.
         served_bytes: By rank, the rows that it sends as their owner, its own included: its work.
         distinct_rows: Expected on one rank.
     """
 
     sent_bytes: Floats
+    network_bytes: Floats
     served_bytes: Floats
     distinct_rows: float
 
 
-def table_cost(plan: TablePlan, rows: RowChances, world_size: int) -> TableCost:
-    """Bytes that ranks hand to alltoall and allreduce for one table in a training step.
+def table_cost(
+    plan: TablePlan, rows: RowChances, world_size: int, wire: Wire, gathers: bool = False
+) -> TableCost:
+    """Bytes of one table in a training step.
 
     Rows that a rank owns itself are not sent. A rank sends the numbers of the rows that it needs
-    to their owners, its own rows to the N - 1 others, and gradients back. Of a replicated table it
-    sends the gradient of every row.
+    to their owners, its own rows to the N - 1 others, and gradients back. Of a replicated table or
+    a hot tier it sends the gradient of every row; or of a hot tier that gathers, of each row that
+    it used, to every other rank.
 
     Args:
         plan: Of the table.
         rows: Of one rank's part of the step.
         world_size: N.
+        wire: How things travel.
+        gathers: Whether the hot rows that were used are sent, see `gathering_widths`.
     """
-    width_bytes = plan.embedding_dim * NUMBER_BYTES
-    distinct = rows.expected()
+    width, others, distinct = plan.embedding_dim, world_size - 1, rows.expected()
     if world_size == 1:
-        return TableCost(np.zeros(1), np.full(1, distinct * width_bytes), distinct)
+        none = np.zeros(1)
+        return TableCost(none, none, np.full(1, distinct * wire.row_bytes(width)), distinct)
     if plan.placement == "replicated":
-        sent = np.full(world_size, float(plan.num_embeddings * width_bytes))
-        return TableCost(sent, np.zeros(world_size), distinct)
-    owned = rows.expected_on(world_size)
+        hot, gathers = plan.num_embeddings, False
+        owned = np.zeros(world_size)
+    else:
+        hot = plan.hot_on(world_size)
+        owned = rows.expected_on(world_size, start=hot)
     foreign = owned.sum() - owned
-    sent = foreign * (ID_BYTES + width_bytes) + (world_size - 1) * owned * width_bytes
-    return TableCost(sent, owned * world_size * width_bytes, distinct)
+    spread = foreign * wire.used_bytes(width) + others * owned * wire.row_bytes(width)
+    summed = hot_sent = 0.0
+    if gathers:
+        hot_sent = others * (distinct - rows.expected(hot)) * wire.used_bytes(width)
+    else:
+        summed = float(hot * width * NUMBER_BYTES)
+    return TableCost(
+        sent_bytes=spread + hot_sent + summed,
+        network_bytes=spread + hot_sent + wire_bytes_of_allreduce(summed, world_size),
+        served_bytes=owned * world_size * wire.row_bytes(width),
+        distinct_rows=distinct,
+    )
+
+
+def wire_of(plans: Sequence[TablePlan], world_size: int, precision: Precision) -> Wire:
+    """How the rows of these tables travel: row numbers as int32 where every rank's rows fit."""
+    num_rows: dict[tuple[int, str], int] = {}
+    for plan in plans:
+        owners = world_size if plan.placement == "row_wise" else 1
+        key = (plan.embedding_dim, plan.placement)
+        num_rows[key] = num_rows.get(key, 0) + -(-plan.num_embeddings // owners)
+    return Wire(4 if all(number < 2**31 for number in num_rows.values()) else 8, precision)
+
+
+def gathering_widths(
+    plans: Sequence[TablePlan], rows: Mapping[str, RowChances], world_size: int, wire: Wire
+) -> frozenset[int]:
+    """Widths whose hot rows are sent where they were used; of the others all are summed.
+
+    All ranks together, a sum sends every number 2 (N - 1) times, each used row goes out N - 1
+    times.
+    """
+    saved: dict[int, float] = {}
+    for plan in plans:
+        hot, width = plan.hot_on(world_size), plan.embedding_dim
+        if hot:
+            chances = rows[plan.name]
+            used = world_size * (chances.expected() - chances.expected(hot))
+            saved[width] = saved.get(width, 0.0) + 2 * hot * width * NUMBER_BYTES
+            saved[width] -= used * wire.used_bytes(width)
+    return frozenset(width for width, number in saved.items() if number > 0)
+
+
+def best_hot_rows(plan: TablePlan, rows: RowChances, world_size: int, wire: Wire) -> int:
+    """H with which the network sees the fewest bytes of a row-wise table, over all ranks.
+
+    With fp32 a spread row costs little more than a row that is summed, and a row that is sent to
+    all N ranks more, so H stops where rows are no longer used by nearly every rank in every step.
+
+    Args:
+        plan: Of the table; its own hot tier plays no part.
+        rows: Of one rank's part of the step.
+        world_size: N.
+        wire: How things travel.
+    """
+    if world_size == 1 or plan.placement != "row_wise":
+        return 0
+    width = plan.embedding_dim
+    # between the ends of runs the cost is a straight line
+    ends = np.append(0, rows.first_ids + rows.num_ids)
+    used = np.append(0.0, np.cumsum(rows.num_ids * rows.chances))
+    # of one rank, all over (N - 1) / N
+    summed = 2 * ends * width * NUMBER_BYTES
+    gathered = world_size * used * wire.used_bytes(width)
+    spread = (used[-1] - used) * (wire.used_bytes(width) + wire.row_bytes(width))
+    return int(ends[np.argmin(np.minimum(summed, gathered) + spread)])
 
 
 def header_bytes(plans: Sequence[TablePlan], world_size: int) -> int:
     """Bytes a rank and step that go before the row numbers, whatever is looked up."""
     if world_size == 1 or not plans:
         return 0
-    widths = {plan.embedding_dim for plan in plans if plan.placement == "row_wise"}
-    return (world_size - 1) * (_HEADER_FLAGS + len(widths)) * _HEADER_BYTES
+    spread = {plan.embedding_dim for plan in plans if plan.placement == "row_wise"}
+    hot = {plan.embedding_dim for plan in plans if plan.hot_on(world_size)}
+    return (world_size - 1) * (_HEADER_FLAGS + len(spread) + len(hot)) * _HEADER_BYTES
 
 
 def shares(costs: Mapping[str, TableCost], world_size: int) -> Floats:

@@ -29,22 +29,29 @@ SECTIONS: dict[str, dict[str, Any]] = {
     },
     "train": {"global_batch_size": 240},
 }  # fmt: skip
-LOSSES: dict[str, dict[str, Any]] = {
-    "softmax": {"kind": "softmax"},
-    "sampled_softmax": {"kind": "sampled_softmax", "num_negatives": 150},
-    "binary": {"kind": "binary"},
+# loss -> keys of [loss] and of [sharding]: a hot tier that is summed, and one that is sent as used
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "softmax": ({}, {"hot_rows": {"item": 200}}),
+    "sampled_softmax": ({"num_negatives": 150}, {"hot_rows": {"user": 300}}),
+    "binary": ({}, {"exchange_precision": "fp16"}),
 }
 DATASET = {"num_users": 400, "num_items": 300, "labels": True}
 
 
-def config_of(directory: Path, loss: str) -> Config:
-    return make_config(directory, {**SECTIONS, "loss": LOSSES[loss]}, **DATASET)
+def config_of(directory: Path, case: str) -> Config:
+    loss, sharding = CASES[case]
+    sections = {
+        **SECTIONS,
+        "loss": {"kind": case, **loss},
+        "sharding": {**SECTIONS["sharding"], **sharding},
+    }
+    return make_config(directory, sections, **DATASET)
 
 
 def count_on_ranks(collectives: Collectives, directory: str) -> dict[str, list[float]]:
     """Bytes a full step that this rank sent, with how often it was the rank's turn, by loss."""
     counted = {}
-    for loss in LOSSES:
+    for loss in CASES:
         config = config_of(Path(directory), loss)
         inputs = setup.read_inputs(config, collectives.world.world_size)
         run = setup.build(inputs, collectives, None)
@@ -67,7 +74,7 @@ def test_predicted_bytes_are_those_that_ranks_exchange(tmp_path: Path) -> None:
         NUM_RANKS, "tests.parallel.test_planner:count_on_ranks", {"directory": str(tmp_path)},
         tmp_path,
     )  # fmt: skip
-    for loss in LOSSES:
+    for loss in CASES:
         report = plan_run(config_of(tmp_path, loss), NUM_RANKS)
         for rank, answer in enumerate(answers):
             sent, num_steps = answer[loss]

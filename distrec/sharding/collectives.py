@@ -26,7 +26,9 @@ Operation = Literal["sum", "max", "min"]
 Exchanged = tuple[Tensor, list[int]]
 Result = TypeVar("Result")
 
-_POLL_SECONDS = 1e-4
+# a wait is looked at ever less often, at most this part of it late: each look takes time from the
+# rank that is waited for
+_FIRST_POLL_SECONDS, _LAST_POLL_SECONDS, _POLL_SHARE = 1e-4, 2e-3, 1 / 16
 # integers of the same width, for types that Horovod refuses to carry
 _CARRIERS = {torch.bfloat16: torch.int16, torch.bool: torch.uint8}
 _SUMMABLE = {torch.int32, torch.int64, torch.float16, torch.float32, torch.float64}
@@ -327,8 +329,8 @@ class HorovodCollectives(Collectives):
         def synchronize() -> None:
             # wait by polling first, so that Horovod's own wait finds everything done
             for handle, _ in list(getattr(distributed, "_handles", {}).values()):
-                while handle is not None and not self._hvd.poll(handle):
-                    time.sleep(_POLL_SECONDS)
+                if handle is not None:
+                    self._poll(handle)
             distributed.synchronize()
 
         self._explained("sum of dense gradients", synchronize)
@@ -346,14 +348,19 @@ class HorovodCollectives(Collectives):
         handle = self._explained(name, start)
 
         def wait() -> Any:
-            while not self._hvd.poll(handle):
-                time.sleep(_POLL_SECONDS)
+            self._poll(handle)
             result = self._explained(name, lambda: self._hvd.synchronize(handle))
             # Horovod reads the tensor that was sent until now
             assert keep is not None
             return result
 
         return wait
+
+    def _poll(self, handle: int) -> None:
+        start = time.monotonic()
+        while not self._hvd.poll(handle):
+            waited = (time.monotonic() - start) * _POLL_SHARE
+            time.sleep(min(max(waited, _FIRST_POLL_SECONDS), _LAST_POLL_SECONDS))
 
     def _explained(self, name: str, function: Callable[[], Result]) -> Result:
         try:

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 import pyarrow.parquet as pq
 
 from distrec.dataset import FileEntry
-from distrec.errors import DataError
+from distrec.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 _HEX_DIGITS = 12
+# Spark reads a path as a pattern
+_PATTERN_CHARACTERS = frozenset("*?[]{}\\")
 
 
 @contextmanager
@@ -30,9 +32,16 @@ def staging(target: Path) -> Iterator[Path]:
     What a killed job left there is cleared first, so one writer at a time is assumed.
 
     Raises:
+        ConfigError: Spark cannot read from a path like this one.
         DataError: The directory above `target` cannot be written.
     """
     target = target.absolute()
+    refused = sorted(_PATTERN_CHARACTERS & set(str(target)))
+    if refused:
+        raise ConfigError(
+            f"the path of the output must be without {' '.join(sorted(_PATTERN_CHARACTERS))}: to "
+            f"Spark they make a pattern. Received: {target}. Set output to another directory."
+        )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _clear(target)
@@ -104,8 +113,11 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def uri(path: Path) -> str:
-    """For Spark, whose default file system need not be the local one."""
-    return path.absolute().as_uri()
+    """For Spark, whose default file system need not be the local one.
+
+    Unescaped, as Hadoop takes it: to it a %20 is three letters of a name, not a space.
+    """
+    return f"file://{path.absolute()}"
 
 
 def sha256(path: Path) -> str:

@@ -112,7 +112,7 @@ def made(
         "events": events, "items": items, "users": users, "min_rating": 2.0,
         "event_types": ["view"], "history_length": 3, "max_reject_share": 0.5, "latest_time": 1000,
     }  # fmt: skip
-    config = config_of(tmp_path_factory.mktemp("run"), prepare=section)
+    config = config_of(tmp_path_factory.mktemp("run of läden"), prepare=section)
     manifest = prepare.run(spark, config)
     assert read_manifest(config.dataset_directory) == manifest
     return manifest, config.dataset_directory

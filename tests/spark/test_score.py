@@ -97,7 +97,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return Run(tmp_path_factory.mktemp("scored"))
+    return Run(tmp_path_factory.mktemp("scored für alle"))
 
 
 def read_scores(config: Config) -> dict[str, list[dict]]:

@@ -22,7 +22,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.12",
     packages=find_packages(include=["distrec", "distrec.*"]),
-    package_data={"distrec": ["py.typed"], "distrec.report": ["*.html.j2", "*.css", "*.js"]},
+    package_data={
+        "distrec": ["py.typed", "spark_conf/*"],
+        "distrec.report": ["*.html.j2", "*.css", "*.js"],
+    },
     # torch and fbgemm move together; pyarrow, numpy and pandas are held by petastorm
     install_requires=[
         "torch==2.13.*",

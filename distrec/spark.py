@@ -7,12 +7,14 @@ import re
 import shutil
 import sys
 
+from py4j.protocol import Py4JError, Py4JJavaError
 from pyspark import SparkConf, SparkContext
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from distrec.config import Config, SparkConfig
 from distrec.errors import LaunchError
+from distrec.spark_output import log_progress, on_terminal, start_quietly
 
 # set by spark-submit for the Python program that it starts
 _GATEWAY = "PYSPARK_GATEWAY_PORT"
@@ -47,16 +49,41 @@ def session(config: Config, application: str) -> SparkSession:
     submitted = _GATEWAY in os.environ
     if not submitted:
         _require_java()
+    builder = _builder(config, application, submitted)
     try:
-        started = _builder(config, application, submitted).getOrCreate()
+        if not submitted and SparkContext._gateway is None:
+            start_quietly(_conf(config, application), is_local(config.spark.master))
+        started = builder.getOrCreate()
     # py4j and the operating system raise whatever they like when the JVM does not come up
-    except (PySparkException, OSError, RuntimeError) as error:
+    except (PySparkException, Py4JError, OSError, RuntimeError) as error:
         raise LaunchError(
             f"Spark must start with spark.master = {config.spark.master!r}. Received: "
-            f"{str(error).strip()[:500]}. Check the master, spark.driver_memory and spark.conf."
+            f"{_cause(error)}. Check the master, spark.driver_memory and spark.conf."
         ) from error
     started.sparkContext.setLogLevel("WARN")
+    if not on_terminal():
+        log_progress(started.sparkContext)
     return started
+
+
+def _cause(error: Exception) -> str:
+    """What went wrong, without the stack of the JVM."""
+    if isinstance(error, Py4JJavaError):
+        text = str(error.java_exception.toString()).partition("\n")[0]
+    else:
+        text = str(error)
+    return text.strip()[:500].rstrip(".: ")
+
+
+def _conf(config: Config, application: str) -> SparkConf:
+    """Everything that a JVM of our own is started with."""
+    spark = config.spark
+    conf = SparkConf().setMaster(spark.master).setAppName(_application_name(config, application))
+    return conf.setAll(list(_settings(spark, spark.master).items()))
+
+
+def _application_name(config: Config, application: str) -> str:
+    return f"distrec {application} {config.name}"
 
 
 def _builder(config: Config, application: str, submitted: bool) -> SparkSession.Builder:
@@ -71,7 +98,7 @@ def _builder(config: Config, application: str, submitted: bool) -> SparkSession.
     if given is None:
         builder = builder.master(master)
     if given is None or not given.contains("spark.app.name") or not submitted:
-        builder = builder.appName(f"distrec {application} {config.name}")
+        builder = builder.appName(_application_name(config, application))
     if is_local(master):
         # Python workers must be this Python, whatever the PATH says
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
@@ -81,7 +108,7 @@ def _builder(config: Config, application: str, submitted: bool) -> SparkSession.
 def _settings(spark: SparkConfig, master: str) -> dict[str, str]:
     settings = {
         "spark.driver.memory": spark.driver_memory,
-        "spark.ui.showConsoleProgress": "true",
+        "spark.ui.showConsoleProgress": str(on_terminal()).lower(),
         **_SQL_SETTINGS,
     }
     partitions = spark.shuffle_partitions

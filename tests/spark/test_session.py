@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,3 +48,61 @@ def test_without_java(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LaunchError, match="no java on the PATH"):
         _require_java()
+
+
+# in a process of its own: the JVM of a process starts once
+_FIRST_START = """
+import time
+from distrec.config import parse_config
+from distrec.errors import LaunchError
+from distrec.job import configure_logging
+from distrec.spark import session
+from distrec.spark_output import log_progress
+
+def with_master(master):
+    document = {"name": "n", "prepare": {"events": {"paths": ["x"], "time": "t"}}}
+    return parse_config(document | {"spark": {"master": master, "driver_memory": "1g"}}, "tests")
+
+configure_logging()
+spark = session(with_master("local[1]"), "first")
+context = spark.sparkContext
+assert spark.range(7).count() == 7
+log_progress(context, 0.5)
+context.parallelize([0, 1], 2).foreach(lambda number: time.sleep(2))
+context._jvm.org.slf4j.LoggerFactory.getLogger("org.apache.spark.Any").warn("it matters")
+spark.stop()
+try:
+    session(with_master("local[many]"), "second")
+except LaunchError as error:
+    print(error)
+"""
+
+
+def test_a_start_shows_warnings_and_progress_in_lines_and_nothing_else() -> None:
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        # what the JVM or Spark of this machine would say of its own
+        if name not in {"JAVA_TOOL_OPTIONS", "SPARK_HOME", "SPARK_CONF_DIR", "SPARK_LOCAL_IP"}
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", _FIRST_START],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+    )
+    assert result.returncode == 0, result.stderr
+    # what follows is about the start that was made to fail
+    first_start, matters, _ = result.stderr.partition("W spark.Any: it matters\n")
+    assert matters, result.stderr
+    lines = re.sub(r"\d\d:\d\d:\d\d $", "", first_start).splitlines()
+    progress = r"\d\d:\d\d:\d\d I distrec\.spark: stage \d+: \d of 2 tasks done"
+    assert lines, "no progress"
+    assert [line for line in lines if not re.fullmatch(progress, line)] == []
+    assert "\r" not in result.stderr
+    assert re.search(
+        r"spark\.master = 'local\[many\]'\. Received: .*Could not parse Master URL: "
+        r"'local\[many\]'\. Check the master",
+        result.stdout,
+    ), result.stdout

@@ -20,7 +20,9 @@ JOBS_LOG = "jobs.jsonl"
 EXIT_CODES = """\
 exit codes: 0 done; 1 unexpected error; 2 configuration or arguments; 3 data; 4 checkpoint;
 5 training (loss not finite, ranks disagree); 6 launch (a rank or Spark died: may succeed next time)
+130 interrupted (Ctrl-C)
 """
+_INTERRUPTED = 130
 
 
 def configure_logging() -> None:
@@ -32,8 +34,13 @@ def configure_logging() -> None:
         datefmt="%H:%M:%S",
     )
     logging.getLogger("distrec").setLevel(logging.INFO)
-    # py4j reports the traceback of an error that we report ourselves
-    logging.getLogger("py4j").setLevel(logging.ERROR)
+    # py4j reports the traceback of an error that we report ourselves, some of them as the root
+    logging.getLogger("py4j").setLevel(logging.CRITICAL)
+    logging.getLogger().addFilter(_not_from_py4j)
+
+
+def _not_from_py4j(record: logging.LogRecord) -> bool:
+    return Path(record.pathname).parent.name != "py4j"
 
 
 def log_line(directory: Path, entry: Mapping[str, Any]) -> None:
@@ -52,7 +59,7 @@ def execute(name: str, config: Config, function: Callable[[Config], Mapping[str,
         function: Does the work and returns a small summary that JSON can hold.
 
     Returns:
-        0, or the exit code of the error.
+        0, or the exit code of the error; 130 after an interrupt from the keyboard.
     """
     started = time.monotonic()
     entry: dict[str, Any] = {
@@ -62,16 +69,8 @@ def execute(name: str, config: Config, function: Callable[[Config], Mapping[str,
     }
     try:
         entry |= {"exit_code": 0, "summary": dict(function(config))}
-    except DistrecError as error:
-        entry |= {
-            "exit_code": error.exit_code,
-            "error": type(error).__name__,
-            "message": str(error),
-        }
-        print(f"{name}: {error}", file=sys.stderr)
-    except Exception as error:
-        logging.getLogger("distrec").exception("%s failed", name)
-        entry |= {"exit_code": 1, "error": type(error).__name__, "message": str(error)}
+    except (Exception, KeyboardInterrupt) as error:
+        entry |= _told(name, error)
     entry["seconds"] = round(time.monotonic() - started, 3)
     print(json.dumps(entry), flush=True)
     try:
@@ -80,6 +79,27 @@ def execute(name: str, config: Config, function: Callable[[Config], Mapping[str,
         # the work is done or its error is told: a full disk must not hide either
         print(f"{name}: the log line could not be written: {error}", file=sys.stderr)
     return int(entry["exit_code"])
+
+
+def _told(name: str, error: BaseException) -> dict[str, Any]:
+    """Tell the user what ended a job; its part of the line of JSON."""
+    if _from_an_interrupt(error):
+        print(f"\n{name}: interrupted", file=sys.stderr)
+        return {"exit_code": _INTERRUPTED, "error": "KeyboardInterrupt", "message": "interrupted"}
+    code = 1
+    if isinstance(error, DistrecError):
+        code = error.exit_code
+        print(f"{name}: {error}", file=sys.stderr)
+    else:
+        logging.getLogger("distrec").error("%s failed", name, exc_info=error)
+    return {"exit_code": code, "error": type(error).__name__, "message": str(error)}
+
+
+def _from_an_interrupt(error: BaseException | None) -> bool:
+    """Whether it is one, or came up while one was cleaned up after, as calls to a JVM do."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def parse_arguments(

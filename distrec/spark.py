@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import sys
+import threading
+from contextlib import suppress
+from types import FrameType
+from typing import NoReturn
 
 from py4j.protocol import Py4JError, Py4JJavaError
 from pyspark import SparkConf, SparkContext
@@ -19,6 +24,7 @@ from distrec.spark_output import log_progress, on_terminal, start_quietly
 # set by spark-submit for the Python program that it starts
 _GATEWAY = "PYSPARK_GATEWAY_PORT"
 
+_SECONDS_TO_CANCEL = 5
 # what our SQL relies on, whoever started Spark: text of a time means UTC, and a cast that fails
 # gives null, which validation then rejects with a reason
 _SQL_SETTINGS = {
@@ -61,9 +67,29 @@ def session(config: Config, application: str) -> SparkSession:
             f"{_cause(error)}. Check the master, spark.driver_memory and spark.conf."
         ) from error
     started.sparkContext.setLogLevel("WARN")
+    _cancel_jobs_on_interrupt(started.sparkContext)
     if not on_terminal():
         log_progress(started.sparkContext)
     return started
+
+
+def _cancel_jobs_on_interrupt(context: SparkContext) -> None:
+    """Replace pyspark's handler, which calls the JVM in the middle of a call to it."""
+
+    def cancel() -> None:
+        # whatever py4j raises when Spark has been stopped: there is nothing to cancel
+        with suppress(Exception):
+            context.cancelAllJobs()
+
+    def interrupted(number: int, frame: FrameType | None) -> NoReturn:
+        # another thread has a connection to the JVM of its own
+        canceller = threading.Thread(target=cancel, daemon=True)
+        canceller.start()
+        canceller.join(_SECONDS_TO_CANCEL)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, interrupted)
 
 
 def _cause(error: Exception) -> str:

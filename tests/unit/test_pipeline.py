@@ -11,6 +11,7 @@ import pytest
 from distrec import pipeline
 from distrec.config import Config, load_config, section_hash
 from distrec.errors import DataError
+from distrec.job import execute
 
 CONFIG = """
 name = "x"
@@ -120,3 +121,19 @@ def test_the_resolved_configuration_lies_in_the_run(directory: Path) -> None:
     resolved = load_config("runs/x/config.toml")
     assert resolved.train.max_epochs == 3
     assert resolved == load_config("x.toml", ["train.max_epochs=3"])
+
+
+def test_an_interrupt_is_told_as_one_whatever_comes_of_it(
+    directory: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(config: Config) -> dict[str, Any]:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise OSError("the connection is gone")
+
+    assert execute("prepare", load_config("x.toml"), interrupted) == 130
+    output, told = capfd.readouterr()
+    assert told == "\nprepare: interrupted\n"
+    assert json.loads(output)["exit_code"] == 130
+    assert json.loads(output)["message"] == "interrupted"

@@ -7,6 +7,7 @@ machine everything stays on the loopback.
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 import logging
@@ -37,6 +38,8 @@ _EXIT = re.compile(r"Process (?P<rank>\d+) exit with status code (?P<code>\d+)\.
 _SERIOUS = re.compile(r"^\d\d:\d\d:\d\d [WEC] ")
 # a rank's error, which the launcher raises and its caller prints
 _REPORTED = re.compile(r"^train: ")
+# of linux/prctl.h
+_PR_SET_PDEATHSIG = 1
 _SIGNALS = {
     134: "SIGABRT",
     135: "SIGBUS",
@@ -147,6 +150,16 @@ def _stopped_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _end_with_launcher() -> Callable[[], None]:
+    """For a child to call: the kernel sends it SIGTERM when this process is killed outright."""
+    prctl = ctypes.CDLL(None).prctl
+
+    def ask() -> None:
+        prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+
+    return ask
+
+
 def _run(
     command: list[str], environment: Mapping[str, str], log: Path, several: bool
 ) -> tuple[int, dict[int, int]]:
@@ -163,6 +176,7 @@ def _run(
         text=True,
         errors="replace",
         env=dict(environment),
+        preexec_fn=_end_with_launcher() if sys.platform == "linux" else None,
     )
     assert process.stdout is not None
     try:

@@ -75,7 +75,7 @@ def test_all_ranks_stop_with_the_reason(tmp_path: Path) -> None:
 def pid_once_saved(config: Config, rank: int) -> int:
     """The process of a rank, after the first checkpoint."""
     heartbeat = config.logs_directory / f"heartbeat-{rank}.json"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not checkpoint.committed(config.checkpoint_directory):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -108,26 +108,34 @@ def test_a_killed_rank_is_named_and_the_others_stop(tmp_path: Path) -> None:
             os.kill(pid, 0)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("num_ranks", [1, 2])
-def test_sigterm_of_the_launcher_ends_its_ranks(num_ranks: int, tmp_path: Path) -> None:
+def test_ranks_end_with_their_launcher(num_ranks: int, number: int, tmp_path: Path) -> None:
     config = make_config(tmp_path, {**LONG, "launch": {"device": "cpu", "num_ranks": num_ranks}})
     command = [sys.executable, "jobs/train.py", "--launcher", "local"]
     process = subprocess.Popen(
         [*command, "--config", str(write_config(config))],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT,
     )  # fmt: skip
-    pids = [pid_once_saved(config, rank) for rank in range(num_ranks)]
-    process.terminate()
-    output, _ = process.communicate(timeout=30)
     try:
+        pids = [pid_once_saved(config, rank) for rank in range(num_ranks)]
+    except BaseException:
+        process.terminate()
+        raise
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=30)
+    deadline = time.monotonic() + 30
+    while (left := [pid for pid in pids if Path(f"/proc/{pid}").exists()]) and (
+        time.monotonic() < deadline
+    ):
+        time.sleep(0.1)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == []
+    if number == signal.SIGTERM:
         assert process.returncode == 6
         line = json.loads(output.splitlines()[-1])
         assert "training was stopped by SIGTERM" in line["message"]
-    finally:
-        left = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
-        for pid in left:
-            os.kill(pid, signal.SIGKILL)
-    assert left == []
 
 
 def test_a_frozen_rank_is_named(tmp_path: Path) -> None:

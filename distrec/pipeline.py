@@ -103,6 +103,11 @@ def _raw_files(config: Config) -> tuple[str, ...]:
     return (*paths, *split.valid_paths, *split.test_paths, *manifests)
 
 
+def _older_weights(config: Config) -> tuple[str, ...]:
+    path = config.train.warm_start
+    return () if path is None else (f"{path}/*.json", f"{path}/step-*/manifest.json")
+
+
 STAGES = (
     Stage(
         "prepare",
@@ -118,6 +123,7 @@ STAGES = (
         ("reader", "sharding", "model", "loss", "train", "seed"),
         ("prepare",),
         lambda config: config.checkpoint_directory / "best.json",
+        _older_weights,
     ),
     Stage(
         "evaluate",

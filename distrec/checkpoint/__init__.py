@@ -13,24 +13,36 @@ from distrec.checkpoint.find import (
 from distrec.checkpoint.manifest import CheckpointManifest, read_checkpoint_manifest
 from distrec.checkpoint.save import Identity, Parts, Position, save
 from distrec.checkpoint.tables import MappedTables, load_tables, read_rows
+from distrec.checkpoint.warm import (
+    OldRows,
+    load_dense_where_it_fits,
+    load_old_rows,
+    old_rows,
+    start_rows_anew,
+)
 
 __all__ = [
     "CheckpointManifest",
     "Identity",
     "MappedTables",
+    "OldRows",
     "Parts",
     "Position",
     "checkpoint_name",
     "committed",
     "find",
     "load_dense",
+    "load_dense_where_it_fits",
     "load_model",
+    "load_old_rows",
     "load_tables",
     "mark_best",
+    "old_rows",
     "prune",
     "read_best",
     "read_checkpoint_manifest",
     "read_rows",
     "save",
+    "start_rows_anew",
     "verify",
 ]

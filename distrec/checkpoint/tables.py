@@ -51,6 +51,8 @@ def load_tables(
     plans: tuple[TablePlan, ...],
     sharding: ShardingConfig,
     world: World,
+    *,
+    some_tables: bool = False,
 ) -> None:
     """Fill this rank's rows from a checkpoint of any number of ranks and any placement.
 
@@ -60,13 +62,17 @@ def load_tables(
         plans: Of the tables.
         sharding: The section [sharding].
         world: This rank.
+        some_tables: Whether the checkpoint may have more tables than `plans`.
 
     Raises:
         CheckpointError: A table is missing, or of another shape, precision or optimizer.
     """
     path = Path(path)
     manifest = read_checkpoint_manifest(path)
-    if set(manifest.tables) != {plan.name for plan in plans}:
+    wanted_tables = {plan.name for plan in plans}
+    if not wanted_tables <= set(manifest.tables) or (
+        not some_tables and set(manifest.tables) != wanted_tables
+    ):
         raise CheckpointError(
             f"a checkpoint has the tables of the model. Received: {sorted(manifest.tables)} in "
             f"{path}, the model has {sorted(plan.name for plan in plans)}. Use the configuration "

@@ -155,5 +155,9 @@ class TrainConfig(Section):
     """Newest checkpoints kept, beside the best one."""
     log_every_steps: int = Field(default=10, ge=1)
     """Steps between two lines of progress."""
+    warm_start: str | None = Field(default=None, min_length=1)
+    """A checkpoint, or another run's directory of checkpoints (its best one, else its newest), from
+    which a new run takes its weights. The vocabularies of that run's dataset are those of this
+    one, or this one extends it (prepare.extend). Steps count from 0, the dense optimizer is new."""
     resume: bool = True
     """Go on from the newest checkpoint when it is of the same configuration and dataset."""

@@ -30,6 +30,9 @@ def resume_hash(config: Config) -> str:
     chosen: dict[str, Any] = {"seed": config.seed}
     for name in TRAINED_SECTIONS:
         free = FREE_KEYS.get(name, ())
+        if name == "train" and config.train.warm_start is None:
+            # a run without one is what it was before there was this key
+            free += ("warm_start",)
         if name == "train" and config.train.decay == "none":
             free += END_KEYS
         if name == "sharding" and config.sharding.exchange_precision == "fp32":

@@ -22,6 +22,7 @@ from distrec.trainer.progress import Progress
 from distrec.trainer.setup import Run
 from distrec.trainer.start import find_start, load
 from distrec.trainer.step import PreparedBatch, check_state, prepare_batch, train_step
+from distrec.trainer.warm_start import find_warm_start, load_warm_start
 
 Beat = Callable[[str], None]
 
@@ -67,6 +68,8 @@ class TrainResult:
 def train(config: Config, collectives: Collectives, beat: Beat = lambda phase: None) -> TrainResult:
     """Train until the last step or until patience ends; go on from a checkpoint of the same run.
 
+    A run that has none yet begins with the weights of train.warm_start, if that is set.
+
     Collective: every rank of the job calls it.
 
     Args:
@@ -87,6 +90,7 @@ def train(config: Config, collectives: Collectives, beat: Beat = lambda phase: N
     beat("looking for a checkpoint")
     start = find_start(inputs, collectives)
     saved = None if start is None else checkpoint.read_checkpoint_manifest(start)
+    older = find_warm_start(inputs, collectives) if start is None else None
     beat("building the model")
     run = together(
         "train.build",
@@ -97,6 +101,9 @@ def train(config: Config, collectives: Collectives, beat: Beat = lambda phase: N
     if start is not None:
         beat(f"loading {start.name}")
         together("train.load", lambda: load(run, start), collectives)
+    elif older is not None:
+        beat(f"taking over {older}")
+        together("train.load", lambda: load_warm_start(run, older), collectives)
     if world.is_first:
         setup.write_plan(inputs, world.world_size)
     return _Loop(run, saved, beat).run_to_end()

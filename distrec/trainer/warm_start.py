@@ -1,0 +1,196 @@
+"""A new run from older weights: which checkpoint, whether its rows mean the same, what it gives.
+
+Not a resume: steps count from 0, the dense optimizer is new, and the learning rates follow their
+schedule from the start. Rows of embedding tables come with their optimizer state.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from distrec import checkpoint
+from distrec import columns as c
+from distrec.checkpoint.together import together
+from distrec.columns import SIDES
+from distrec.dataset import DatasetManifest
+from distrec.errors import CheckpointError, DataError
+from distrec.model import ModelSpec, vocabulary_of
+from distrec.sharding.collectives import Collectives
+from distrec.trainer.setup import Inputs, Run
+
+logger = logging.getLogger("distrec.train")
+
+# the tower that reads features side by side: its parameters go with their order
+_FEATURE_TOWER = "towers.deep."
+_KEY = "train.warm_start"
+
+
+def find_warm_start(inputs: Inputs, collectives: Collectives) -> Path | None:
+    """The checkpoint that train.warm_start means, verified; None without one.
+
+    Collective: rank 0 decides for all.
+
+    Raises:
+        CheckpointError: On every rank: there is none, or its rows mean something else.
+    """
+    if inputs.config.train.warm_start is None:
+        return None
+    is_first = collectives.world.is_first
+    chosen = together(
+        "train.warm_start", lambda: str(_choose(inputs)) if is_first else "", collectives
+    )
+    return Path(str(collectives.broadcast_object(chosen, "train.warm_start.path")))
+
+
+def _choose(inputs: Inputs) -> Path:
+    path = _resolve(Path(str(inputs.config.train.warm_start)))
+    saved = checkpoint.read_checkpoint_manifest(path)
+    generation_of(saved.vocabularies, inputs.manifest, path)
+    rows = checkpoint.old_rows(path, saved, inputs.plans)
+    sizes = {plan.name: plan.num_embeddings for plan in inputs.plans}
+    for plan in rows.plans:
+        is_hashed = vocabulary_of(plan.name, inputs.spec) not in inputs.manifest.vocabularies
+        if is_hashed and plan.num_embeddings != sizes[plan.name]:
+            raise CheckpointError(
+                "hashed text keeps its number of buckets. Received: table "
+                f"{plan.name!r} with {plan.num_embeddings} rows in {path}, {sizes[plan.name]} in "
+                "the dataset. Put num_buckets back, or give the feature another name."
+            )
+    return path
+
+
+def _resolve(path: Path) -> Path:
+    if (path / checkpoint.manifest.MANIFEST).is_file():
+        checkpoint.verify(path)
+        return path
+    if not checkpoint.committed(path):
+        raise CheckpointError(
+            f"{_KEY} names a checkpoint, or a directory of checkpoints. Received: {path}, which is "
+            "neither. Give another run's checkpoints directory."
+        )
+    which = "newest" if checkpoint.read_best(path) is None else "best"
+    return checkpoint.find(path, which)  # type: ignore[arg-type]
+
+
+def generation_of(vocabularies: Mapping[str, str], manifest: DatasetManifest, path: Path) -> int:
+    """Generation of the dataset, this one or one that it extends, whose ids a checkpoint uses.
+
+    Args:
+        vocabularies: Vocabulary -> SHA-256, of the checkpoint.
+        manifest: Of the dataset to train on.
+        path: Of the checkpoint, for messages.
+
+    Raises:
+        CheckpointError: There is none: a row would stand for another value.
+    """
+    stored = dict(vocabularies)
+    own = {name: one.sha256 for name, one in manifest.vocabularies.items()}
+    known = [own]
+    if manifest.extends is not None:
+        for ancestor in manifest.extends.ancestors:
+            known.append({name: one.sha256 for name, one in ancestor.vocabularies.items()})
+    for back, hashes in enumerate(known):
+        if hashes == stored:
+            return manifest.generation - back
+    nearest = known[min(1, len(known) - 1)]
+    differing = [
+        name for name in sorted({*nearest, *stored}) if nearest.get(name) != stored.get(name)
+    ]
+    told = "that this one extends" if manifest.extends is not None else "itself: it extends none"
+    raise CheckpointError(
+        "the vocabularies of a warm start are those of the dataset, or of one that it extends. "
+        f"Received: {path}, of which {', '.join(map(repr, differing))} differ from the dataset "
+        f"{told}. Prepare with prepare.extend = the dataset that the checkpoint was trained on, or "
+        f"unset {_KEY}."
+    )
+
+
+def load_warm_start(run: Run, path: Path) -> None:
+    """Fill tables and model from an older checkpoint; the optimizer of the dense part stays new.
+
+    Raises:
+        CheckpointError: The checkpoint does not fit, or is damaged.
+    """
+    inputs, world = run.inputs, run.collectives.world
+    sharding, seed = run.config.sharding, run.config.seed
+    saved = checkpoint.read_checkpoint_manifest(path)
+    rows = checkpoint.old_rows(path, saved, inputs.plans)
+    checkpoint.load_old_rows(path, rows, run.tables, sharding, world)
+    generation = generation_of(saved.vocabularies, inputs.manifest, path)
+    num_reused: dict[str, int] = {}
+    read: dict[str, NDArray[np.int64]] = {}
+    for plan in rows.plans:
+        name = vocabulary_of(plan.name, inputs.spec)
+        if name not in inputs.manifest.vocabularies:
+            continue
+        if name not in read:
+            directory = run.config.dataset_directory
+            read[name] = reused_ids(directory, inputs.manifest, name, generation)
+        checkpoint.start_rows_anew(plan, read[name], run.tables, sharding, seed, world)
+        num_reused[plan.name] = len(read[name])
+    changed = changed_sides(saved.model_spec, inputs.spec)
+    leave = [_FEATURE_TOWER] if changed else []
+    left = checkpoint.load_dense_where_it_fits(path, saved, run.model, leave)
+    if world.is_first:
+        _tell(path, rows, inputs, num_reused, left)
+
+
+def reused_ids(
+    directory: Path, manifest: DatasetManifest, vocabulary: str, generation: int
+) -> NDArray[np.int64]:
+    """Ids that another value had in the dataset of the given generation: int64, (n,).
+
+    Raises:
+        DataError: A file is missing or damaged.
+    """
+    found = []
+    for entry in manifest.vocabularies[vocabulary].reused_files:
+        try:
+            table = pq.read_table(directory / entry.path, columns=[c.ID, c.GENERATION])
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"a dataset is whole. Received: {directory / entry.path}: {error}. Run prepare "
+                "again."
+            ) from error
+        ids = table.column(c.ID).to_numpy()
+        found.append(ids[table.column(c.GENERATION).to_numpy() > generation])
+    return np.concatenate(found).astype(np.int64) if found else np.zeros(0, np.int64)
+
+
+def changed_sides(old: ModelSpec, new: ModelSpec) -> list[str]:
+    """Sides whose features are others, or in another order; more ids of a feature change nothing.
+
+    Where they are, the widths of the layers that read them may be the same by chance.
+    """
+
+    def shown(spec: ModelSpec, side: str) -> list[tuple[str, str, int]]:
+        return [(one.column, one.kind, one.dim) for one in spec.features_of(side)]
+
+    return [side for side in SIDES if shown(old, side) != shown(new, side)]
+
+
+def _tell(
+    path: Path,
+    rows: checkpoint.OldRows,
+    inputs: Inputs,
+    num_reused: Mapping[str, int],
+    left: tuple[str, ...],
+) -> None:
+    logger.info("warm start from %s", path)
+    sizes = {plan.name: plan.num_embeddings for plan in inputs.plans}
+    for plan in rows.plans:
+        logger.info(
+            "table %s: %d old rows, %d new, %d of the old ones start anew",
+            *(plan.name, plan.num_embeddings, sizes[plan.name] - plan.num_embeddings),
+            num_reused.get(plan.name, 0),
+        )
+    for name in rows.new_tables:
+        logger.warning("table %s is not in the checkpoint, and starts anew", name)
+    if left:
+        logger.warning("not in the checkpoint in this shape, and start anew: %s", ", ".join(left))

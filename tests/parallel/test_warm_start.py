@@ -1,0 +1,130 @@
+"""A run on a grown dataset from the weights of an older run, on another number of ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from distrec.config import Config
+from distrec.sharding.collectives import Collectives, OneProcess
+from distrec.sharding.initial import initial_rows
+from distrec.trainer import setup, train
+from distrec.trainer.warm_start import find_warm_start, load_warm_start
+from tests.growing import REUSED_ITEMS, extend_dataset, new_config, old_config
+from tests.parallel.harness import run_ranks
+
+ITEM_TABLES = ("item", "item_bias", "item_history")
+NAME = "step-00000004"
+
+
+def warm_rows(config: Config, collectives: Collectives) -> dict[str, Any]:
+    """Every table of this rank after a warm start, and the dense part."""
+    inputs = setup.read_inputs(config, collectives.world.world_size)
+    path = find_warm_start(inputs, collectives)
+    assert path is not None
+    run = setup.build(inputs, collectives, None)
+    load_warm_start(run, path)
+    answer: dict[str, Any] = {"path": path.name, "dense_state": len(run.optimizer.state)}
+    for plan in inputs.plans:
+        rows = [part.tolist() for part in run.tables.local_rows(plan.name)]
+        answer[plan.name] = [plan.placement, plan.num_embeddings, *rows]
+    answer["dense"] = {name: t.tolist() for name, t in run.model.state_dict().items()}
+    return answer
+
+
+def body(collectives: Collectives, old_two: str, new: str, old_one: str) -> dict[str, Any]:
+    """On two ranks: train on the first dataset; then start from what one rank has trained."""
+    train(old_config(Path(old_two)), collectives)
+    return warm_rows(new_config(Path(new), Path(old_one) / "checkpoints"), collectives)
+
+
+def stored_rows(path: Path, table: str) -> tuple[Tensor, Tensor]:
+    """Weights and state of a table, put together from its shards: row i is in shard i mod N."""
+    files = sorted((path / "tables" / table).iterdir())
+    shards = [load_file(file) for file in files]
+    num_rows = sum(len(shard["weights"]) for shard in shards)
+    parts = []
+    for name in ("weights", "state"):
+        whole = torch.empty(num_rows, shards[0][name].shape[1])
+        for index, shard in enumerate(shards):
+            whole[index :: len(shards)] = shard[name]
+        parts.append(whole)
+    return parts[0], parts[1]
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list[Any]]]:
+    """Old checkpoint and what each rank of the new run has, by 1 -> 2 and 2 -> 1."""
+    folder = tmp_path_factory.mktemp("warm")
+    old = {ranks: folder / f"old{ranks}" for ranks in (1, 2)}
+    new = {ranks: folder / f"new{ranks}" for ranks in (1, 2)}
+    one = OneProcess(torch.device("cpu"))
+    for ranks in (1, 2):
+        old_config(old[ranks])
+        new[ranks].mkdir()
+        extend_dataset(old[ranks] / "dataset", new[ranks] / "dataset")
+    train(old_config(old[1]), one)
+    two_ranks = run_ranks(
+        2,
+        "tests.parallel.test_warm_start:body",
+        {"old_two": str(old[2]), "new": str(new[2]), "old_one": str(old[1])},
+        folder,
+    )
+    from_two = old[2] / "checkpoints"
+    # the directory of one checkpoint, too
+    one_rank = warm_rows(new_config(new[1], from_two / NAME), one)
+    return {
+        "1 -> 2": (old[1] / "checkpoints" / NAME, two_ranks),
+        "2 -> 1": (from_two / NAME, [one_rank]),
+    }
+
+
+@pytest.mark.parametrize("case", ["1 -> 2", "2 -> 1"])
+def test_old_rows_stay_and_new_and_reused_ones_start_anew(
+    answers: dict[str, tuple[Path, list[Any]]], case: str
+) -> None:
+    path, ranks = answers[case]
+    tables = [name for name in ranks[0] if name not in ("path", "dense", "dense_state")]
+    assert set(ITEM_TABLES) < set(tables)
+    sizes = {"user": (62, 68), "item": (42, 46), "item_tags": (6, 6)}
+    for name in tables:
+        weights, state = stored_rows(path, name)
+        assert float(state.abs().sum()) > 0
+        seen: list[int] = []
+        for answer in ranks:
+            placement, num_rows, row_ids, own_weights, own_state = answer[name]
+            if name in sizes:
+                assert (len(weights), num_rows) == sizes[name]
+            seen += row_ids if placement == "row_wise" or answer is ranks[0] else []
+            ids = np.array(row_ids)
+            is_new = ids >= len(weights)
+            if name in ITEM_TABLES:
+                is_new |= np.isin(ids, REUSED_ITEMS)
+            fresh = initial_rows(name, ids[is_new], weights.shape[1], 4, 0.05)
+            found, found_state = torch.tensor(own_weights), torch.tensor(own_state)
+            kept = torch.from_numpy(ids[~is_new])
+            assert torch.equal(found[~is_new], weights[kept])
+            assert torch.equal(found_state[~is_new], state[kept])
+            assert torch.equal(found[is_new], torch.from_numpy(fresh))
+            assert not found_state[is_new].any()
+        assert sorted(seen) == list(range(num_rows))
+
+
+@pytest.mark.parametrize("case", ["1 -> 2", "2 -> 1"])
+def test_the_dense_part_is_the_old_one_without_its_optimizer(
+    answers: dict[str, tuple[Path, list[Any]]], case: str
+) -> None:
+    path, ranks = answers[case]
+    stored = load_file(path / "dense.safetensors")
+    for answer in ranks:
+        assert answer["path"] == NAME
+        assert answer["dense_state"] == 0
+        for name, values in answer["dense"].items():
+            kind = "parameter" if f"parameter/{name}" in stored else "buffer"
+            assert torch.equal(torch.tensor(values), stored[f"{kind}/{name}"])

@@ -1,0 +1,168 @@
+"""Warm starts in one process: what a new run does with older weights, and what it refuses."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from distrec import checkpoint
+from distrec.config import Config, ModelConfig
+from distrec.dataset import Ancestor, VocabularyState, read_manifest
+from distrec.errors import CheckpointError
+from distrec.model import ModelSpec, UnifiedModel, vocabulary_of
+from distrec.sharding.collectives import OneProcess
+from distrec.trainer import TrainResult, train
+from distrec.trainer.identity import resume_hash
+from distrec.trainer.warm_start import changed_sides, generation_of, reused_ids
+from tests.growing import REUSED_ITEMS, extend_dataset, new_config, old_config
+from tests.training import log_entries, losses, make_config
+
+
+def run(config: Config) -> TrainResult:
+    return train(config, OneProcess(torch.device("cpu")))
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Trained on the first dataset, for ten epochs."""
+    directory = tmp_path_factory.mktemp("old")
+    config = old_config(directory, {"train": {"max_epochs": 10, "max_steps": 60}})
+    run(config)
+    return config
+
+
+def grown(old: Config, directory: Path) -> Path:
+    directory.mkdir()
+    extend_dataset(old.dataset_directory, directory / "dataset")
+    return directory
+
+
+def test_a_new_run_counts_from_zero_and_goes_on_by_itself(
+    old: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = grown(old, tmp_path / "new")
+    config = new_config(directory, old.checkpoint_directory)
+    with caplog.at_level(logging.INFO, "distrec"):
+        result = run(config)
+    assert "table item: 42 old rows, 4 new, 3 of the old ones start anew" in caplog.text
+    assert "table user: 62 old rows, 6 new, 0 of the old ones start anew" in caplog.text
+    assert result.steps == 4
+    assert [entry["step"] for entry in log_entries(config, "step")] == [1, 2, 3, 4]
+    cold = make_config(grown(old, tmp_path / "cold"), {"train": {"max_steps": 1}})
+    run(cold)
+    # ten epochs ahead
+    assert losses(config)[0] < losses(cold)[0] - 0.3
+    # its own checkpoint goes before the older weights
+    longer = config.train.model_copy(update={"max_steps": 6, "decay": "none"})
+    with caplog.at_level(logging.INFO, "distrec"):
+        run(config)
+    assert "going on from step 4 of 4" in caplog.text
+    assert resume_hash(config) != resume_hash(
+        config.model_copy(update={"train": longer.model_copy(update={"warm_start": None})})
+    )
+
+
+def test_a_key_that_is_not_set_does_not_change_the_identity_of_a_run(tmp_path: Path) -> None:
+    """Checkpoints from before there was the key are gone on from."""
+    config = make_config(tmp_path)
+    assert config.train.warm_start is None
+    dumped = config.train.model_dump()
+    assert "warm_start" in dumped
+    other = config.train.model_copy(update={"warm_start": "somewhere"})
+    assert resume_hash(config) != resume_hash(config.model_copy(update={"train": other}))
+
+
+def test_what_is_refused(old: Config, tmp_path: Path) -> None:
+    directory = grown(old, tmp_path / "new")
+    checkpoints = old.checkpoint_directory
+    cases: list[tuple[Path, dict[str, Any], str]] = [
+        (tmp_path, {}, r"names a checkpoint, or a directory of checkpoints\. Received: .*neither"),
+        (checkpoints, {"model": {"embedding_dim": 12}}, r"rows, width, .*table 'item'"),
+        (checkpoints, {"sharding": {"optimizer": "sgd"}}, r"rows, width, precision, optimizer"),
+    ]
+    for path, sections, message in cases:
+        with pytest.raises(CheckpointError, match=message):
+            run(new_config(directory, path, sections))
+    # a dataset that extends nothing
+    stranger = tmp_path / "stranger"
+    stranger.mkdir()
+    make_config(stranger, num_users=66, num_items=44)
+    with pytest.raises(
+        CheckpointError, match=r"'item_id', 'user_id' differ from the dataset itself: it extends no"
+    ):
+        run(new_config(stranger, checkpoints))
+    # fewer rows than the checkpoint has
+    small = tmp_path / "small"
+    small.mkdir()
+    extend_dataset(old.dataset_directory, small / "dataset", num_items=30)
+    with pytest.raises(
+        CheckpointError, match=r"tables grow.*'item\w*' with 42 rows .*32 in the mo"
+    ):
+        run(new_config(small, checkpoints))
+
+
+def test_the_generation_decides_which_ids_are_reused(old: Config, tmp_path: Path) -> None:
+    directory = grown(old, tmp_path / "new") / "dataset"
+    manifest, before = read_manifest(directory), read_manifest(old.dataset_directory)
+    assert manifest.extends is not None
+    hashes = {name: one.sha256 for name, one in before.vocabularies.items()}
+    assert generation_of(hashes, manifest, Path("c")) == 0
+    own = {name: one.sha256 for name, one in manifest.vocabularies.items()}
+    assert generation_of(own, manifest, Path("c")) == 1
+    assert reused_ids(directory, manifest, "item_id", 0).tolist() == list(REUSED_ITEMS)
+    assert reused_ids(directory, manifest, "item_id", 1).tolist() == []
+    assert reused_ids(directory, manifest, "user_id", 0).tolist() == []
+    # two extensions on: the first of three datasets is still known
+    first = Ancestor(
+        content_hash="x", vocabularies={"user_id": VocabularyState(num_embeddings=3, sha256="y")}
+    )
+    extends = manifest.extends.model_copy(
+        update={"generation": 2, "ancestors": (*manifest.extends.ancestors, first)}
+    )
+    later = manifest.model_copy(update={"extends": extends})
+    assert generation_of({"user_id": "y"}, later, Path("c")) == 0
+    assert generation_of(hashes, later, Path("c")) == 1
+    with pytest.raises(CheckpointError, match=r"'user_id' differ from the dataset that this one"):
+        generation_of({**hashes, "user_id": "z"}, later, Path("c"))
+
+
+def test_other_features_leave_the_layers_that_read_them(old: Config) -> None:
+    path = checkpoint.find(old.checkpoint_directory, "newest")
+    saved = checkpoint.read_checkpoint_manifest(path)
+    spec = saved.model_spec
+    more_ids = spec.features[0].model_copy(update={"num_embeddings": 99})
+    larger = spec.model_copy(update={"features": (more_ids, *spec.features[1:])})
+    assert changed_sides(spec, larger) == []
+    renamed = spec.features[1].model_copy(update={"column": "user_height"})
+    other = spec.model_copy(update={"features": (spec.features[0], renamed, *spec.features[2:])})
+    assert changed_sides(spec, other) == ["user"]
+
+    torch.manual_seed(9)
+    model = UnifiedModel(other, ModelConfig.model_validate(dict(old.model)))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    left = checkpoint.load_dense_where_it_fits(path, saved, model, ["towers.deep."])
+    stored = load_file(path / "dense.safetensors")
+    assert left
+    assert all(name.startswith("towers.deep.") for name in left)
+    for name, tensor in model.state_dict().items():
+        expected = before[name] if name in left else stored[f"parameter/{name}"]
+        assert torch.equal(tensor, expected), name
+    wider = ModelConfig.model_validate({**dict(old.model), "autoencoder_hidden": (24,)})
+    left = checkpoint.load_dense_where_it_fits(path, saved, UnifiedModel(spec, wider))
+    assert left
+    assert all(name.startswith("towers.autoencoder.") for name in left)
+
+
+def test_tables_and_their_vocabularies(old: Config) -> None:
+    spec = ModelSpec.from_manifest(read_manifest(old.dataset_directory))
+    model = UnifiedModel(spec, old.model)
+    found = {table.name: vocabulary_of(table.name, spec) for table in model.table_specs()}
+    assert found == {
+        "user": "user_id", "item": "item_id", "item_history": "item_id", "item_bias": "item_id",
+        "user_group": "user_group", "item_tags": "item_tags", "context_hour": "context_hour",
+    }  # fmt: skip

@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from distrec.batch import Jagged
 from distrec.config import Config
 from distrec.sharding.collectives import Collectives, OneProcess
 from distrec.sharding.initial import initial_rows
+from distrec.sharding.lookup import Request
 from distrec.trainer import setup, train
 from distrec.trainer.warm_start import find_warm_start, load_warm_start
 from tests.growing import REUSED_ITEMS, extend_dataset, new_config, old_config
@@ -34,6 +36,10 @@ def warm_rows(config: Config, collectives: Collectives) -> dict[str, Any]:
     for plan in inputs.plans:
         rows = [part.tolist() for part in run.tables.local_rows(plan.name)]
         answer[plan.name] = [plan.placement, plan.num_embeddings, *rows]
+    # as a step would see them: through the copies of hot rows on this rank
+    every = torch.arange(1, 46)
+    seen = run.tables({"all": Request("item", Jagged.singles(every), "none")})["all"]
+    answer["looked_up"] = seen.detach().tolist()
     answer["dense"] = {name: t.tolist() for name, t in run.model.state_dict().items()}
     return answer
 
@@ -41,7 +47,8 @@ def warm_rows(config: Config, collectives: Collectives) -> dict[str, Any]:
 def body(collectives: Collectives, old_two: str, new: str, old_one: str) -> dict[str, Any]:
     """On two ranks: train on the first dataset; then start from what one rank has trained."""
     train(old_config(Path(old_two)), collectives)
-    return warm_rows(new_config(Path(new), Path(old_one) / "checkpoints"), collectives)
+    keys = {"sharding": {"hot_rows": {"item": 6}}}
+    return warm_rows(new_config(Path(new), Path(old_one) / "checkpoints", keys), collectives)
 
 
 def stored_rows(path: Path, table: str) -> tuple[Tensor, Tensor]:
@@ -90,7 +97,8 @@ def test_old_rows_stay_and_new_and_reused_ones_start_anew(
     answers: dict[str, tuple[Path, list[Any]]], case: str
 ) -> None:
     path, ranks = answers[case]
-    tables = [name for name in ranks[0] if name not in ("path", "dense", "dense_state")]
+    others = ("path", "dense", "dense_state", "looked_up")
+    tables = [name for name in ranks[0] if name not in others]
     assert set(ITEM_TABLES) < set(tables)
     sizes = {"user": (62, 68), "item": (42, 46), "item_tags": (6, 6)}
     for name in tables:
@@ -114,6 +122,18 @@ def test_old_rows_stay_and_new_and_reused_ones_start_anew(
             assert torch.equal(found[is_new], torch.from_numpy(fresh))
             assert not found_state[is_new].any()
         assert sorted(seen) == list(range(num_rows))
+
+
+def test_hot_copies_are_taken_over_and_started_anew_on_every_rank(
+    answers: dict[str, tuple[Path, list[Any]]],
+) -> None:
+    path, ranks = answers["1 -> 2"]
+    weights, _ = stored_rows(path, "item")
+    expected = torch.from_numpy(initial_rows("item", np.arange(46), 8, 4, 0.05))
+    old = torch.tensor([row for row in range(42) if row not in REUSED_ITEMS])
+    expected[old] = weights[old]
+    for answer in ranks:
+        assert torch.equal(torch.tensor(answer["looked_up"]), expected[1:])
 
 
 @pytest.mark.parametrize("case", ["1 -> 2", "2 -> 1"])

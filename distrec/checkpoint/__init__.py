@@ -10,9 +10,11 @@ from distrec.checkpoint.find import (
     read_best,
     verify,
 )
+from distrec.checkpoint.load import load_tables
 from distrec.checkpoint.manifest import CheckpointManifest, read_checkpoint_manifest
 from distrec.checkpoint.save import Identity, Parts, Position, save
-from distrec.checkpoint.tables import MappedTables, load_tables, read_rows
+from distrec.checkpoint.series import Series
+from distrec.checkpoint.tables import MappedTables, read_rows
 from distrec.checkpoint.warm import (
     OldRows,
     load_dense_where_it_fits,
@@ -28,6 +30,7 @@ __all__ = [
     "OldRows",
     "Parts",
     "Position",
+    "Series",
     "checkpoint_name",
     "committed",
     "find",

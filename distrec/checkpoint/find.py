@@ -9,7 +9,13 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-from distrec.checkpoint.manifest import MANIFEST, files_of, read_checkpoint_manifest
+from distrec.checkpoint.manifest import (
+    MANIFEST,
+    CheckpointManifest,
+    files_of,
+    read_base,
+    read_checkpoint_manifest,
+)
 from distrec.errors import CheckpointError
 from distrec.files import replace_text, sha256
 
@@ -39,14 +45,21 @@ def committed(directory: str | Path) -> list[Path]:
 
 
 def verify(path: str | Path) -> None:
-    """Read every file of a checkpoint and compare its SHA-256 with the manifest.
+    """Read every file of a checkpoint, and of a delta's base, and compare with the manifest.
 
     Raises:
         CheckpointError: With the file that is missing or differs.
     """
     manifest = read_checkpoint_manifest(path)
+    base = read_base(path, manifest)
+    _verify_files(Path(path), manifest)
+    if manifest.base is not None and base is not None:
+        _verify_files(Path(path).parent / manifest.base.checkpoint, base)
+
+
+def _verify_files(path: Path, manifest: CheckpointManifest) -> None:
     for name, entry in files_of(manifest):
-        file = Path(path) / name
+        file = path / name
         received = sha256(file)
         if received != entry.sha256:
             raise CheckpointError(
@@ -130,7 +143,7 @@ def mark_best(path: Path, metric: str, value: float | None) -> None:
 def prune(directory: str | Path, keep: int) -> list[str]:
     """Delete all but the best and the `keep` newest checkpoints, and the rests of failed saves.
 
-    Called by rank 0 alone, while nobody saves.
+    What a delta that stays is based on stays too. Called by rank 0 alone, while nobody saves.
 
     Returns:
         The names that were deleted.
@@ -139,6 +152,7 @@ def prune(directory: str | Path, keep: int) -> list[str]:
     best = read_best(directory)
     kept = {path.name for path in committed(directory)[-keep:]}
     kept |= {str(best["checkpoint"])} if best else set()
+    kept |= {base for name in kept for base in _base_name(directory / name)}
     deleted = []
     for path in sorted(directory.iterdir()) if directory.is_dir() else []:
         is_rest = path.name.startswith(PARTIAL_PREFIX)
@@ -149,3 +163,12 @@ def prune(directory: str | Path, keep: int) -> list[str]:
             shutil.rmtree(path, ignore_errors=True)
             deleted.append(path.name)
     return deleted
+
+
+def _base_name(path: Path) -> list[str]:
+    """Of the checkpoint that a delta needs, whatever else is wrong with it."""
+    try:
+        base = json.loads((path / MANIFEST).read_text(encoding="utf-8")).get("base")
+        return [] if base is None else [str(base["checkpoint"])]
+    except (OSError, ValueError, AttributeError, TypeError, KeyError):
+        return []

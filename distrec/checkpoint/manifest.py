@@ -7,8 +7,10 @@ Layout of a checkpoint directory::
     tables/<table>/shard-00001-of-00004.safetensors
 
 Row i of a row-wise table lies in shard i % N at place i // N, N being the number of shards; so any
-number of ranks reads any checkpoint by arithmetic. The manifest may come from anybody: names,
-sizes, shapes and types are checked before a byte of a tensor is read, and nothing is unpickled.
+number of ranks reads any checkpoint by arithmetic. A delta names a full checkpoint beside it, its
+base, and its shards hold only rows that have changed since, ascending, with their numbers; all
+else of it is whole. The manifest may come from anybody: names, sizes, shapes and types are checked
+before a byte of a tensor is read, and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -24,9 +26,12 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from distrec.errors import CheckpointError
+from distrec.files import sha256
 from distrec.model.spec import ModelSpec
 
 FORMAT_VERSION = 1
+# of deltas; full checkpoints stay readable for all who read format 1
+DELTA_FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 DENSE_FILE = "dense.safetensors"
 TABLES_DIRECTORY = "tables"
@@ -51,7 +56,7 @@ class FileEntry(_Part):
 
 
 class ShardEntry(FileEntry):
-    """The rows of one shard of a table: ``weights`` and ``state``."""
+    """The rows of one shard of a table: ``weights`` and ``state``, in a delta ``row_ids`` too."""
 
     index: int = Field(ge=0)
     """Row i of the table lies in the shard with index i % number of shards."""
@@ -72,16 +77,22 @@ class TableEntry(_Part):
     shards: tuple[ShardEntry, ...] = Field(min_length=1, max_length=MAX_SHARDS)
 
     @model_validator(mode="after")
-    def _rows_add_up(self) -> TableEntry:
-        count = len(self.shards)
-        for index, shard in enumerate(self.shards):
-            expected = rows_of_shard(self.num_embeddings, index, count)
-            if shard.index != index or shard.num_rows != expected:
-                raise ValueError(
-                    f"shard {index} of {count} holds {expected} of {self.num_embeddings} rows. "
-                    f"Received: shard {shard.index} with {shard.num_rows} rows"
-                )
+    def _shards_in_order(self) -> TableEntry:
+        found = [shard.index for shard in self.shards]
+        if found != list(range(len(found))):
+            raise ValueError(f"shards are numbered from 0 in order. Received: {found[:9]}")
         return self
+
+
+class BaseEntry(_Part):
+    """The full checkpoint that a delta changes; it lies in the same directory."""
+
+    checkpoint: str = Field(pattern=r"^step-[0-9]{8,}$")
+    """Its name."""
+    manifest_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """Of its manifest, which has the checksums of its files."""
+    number: int = Field(ge=1)
+    """This is the number-th delta on it. Each holds all that has changed since the base."""
 
 
 class CheckpointManifest(_Part):
@@ -122,6 +133,26 @@ class CheckpointManifest(_Part):
     """On the validation queries at this step, when it was a validation step."""
     early_stopping: dict[str, Any] = {}
     """State of the early stopping."""
+    base: BaseEntry | None = None
+    """Of a delta; a full checkpoint has none."""
+
+    @model_validator(mode="after")
+    def _rows_add_up(self) -> CheckpointManifest:
+        if (self.base is not None) != (self.format_version == DELTA_FORMAT_VERSION):
+            raise ValueError(
+                f"deltas, and no others, are of format {DELTA_FORMAT_VERSION} and have a base. "
+                f"Received: format {self.format_version}, base {self.base}"
+            )
+        for name, table in self.tables.items():
+            count = len(table.shards)
+            for shard in table.shards:
+                most = rows_of_shard(table.num_embeddings, shard.index, count)
+                if shard.num_rows != most and (self.base is None or shard.num_rows > most):
+                    raise ValueError(
+                        f"shard {shard.index} of {count} holds {most} of {table.num_embeddings} "
+                        f"rows. Received: {shard.num_rows} rows (table {name!r})"
+                    )
+        return self
 
 
 def rows_of_shard(num_embeddings: int, index: int, num_shards: int) -> int:
@@ -150,6 +181,51 @@ def files_of(manifest: CheckpointManifest) -> Iterator[tuple[str, FileEntry]]:
     for name, table in sorted(manifest.tables.items()):
         for shard in table.shards:
             yield f"{table_directory(name)}/{shard.path}", shard
+
+
+def read_base(path: str | Path, manifest: CheckpointManifest) -> CheckpointManifest | None:
+    """The manifest of the full checkpoint beside `path` that a delta changes; None: it is full.
+
+    Raises:
+        CheckpointError: The base is missing, another one, or does not fit.
+    """
+    if manifest.base is None:
+        return None
+    directory = Path(path).parent / manifest.base.checkpoint
+    try:
+        base = read_checkpoint_manifest(directory)
+        received = sha256(directory / MANIFEST)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"a delta needs the full checkpoint {manifest.base.checkpoint} beside it: {error} "
+            f"({path})"
+        ) from error
+    if received != manifest.base.manifest_sha256 or base.base is not None:
+        raise CheckpointError(
+            f"a delta is read with the full checkpoint that it was made from. Received: {directory}"
+            f" is another one of this name, and {Path(path).name} cannot be used with it. Use "
+            "another checkpoint, or copy both again."
+        )
+    if shapes(base) != shapes(manifest):
+        raise CheckpointError(
+            f"a delta has the tables of its base. Received: {path} and {directory}, which differ. "
+            "Use another checkpoint."
+        )
+    return base
+
+
+def shapes(manifest: CheckpointManifest) -> dict[str, tuple[int | str, ...]]:
+    """What the tables are, wherever they lay."""
+    return {
+        name: (
+            table.num_embeddings,
+            table.embedding_dim,
+            table.precision,
+            table.optimizer,
+            table.state_dim,
+        )
+        for name, table in manifest.tables.items()
+    }
 
 
 def read_checkpoint_manifest(path: str | Path) -> CheckpointManifest:
@@ -184,10 +260,11 @@ def _parse(file: Path) -> CheckpointManifest:
         text = file.read_text(encoding="utf-8")
         document = json.loads(text)
         version = document.get("format_version") if isinstance(document, dict) else None
-        if version != FORMAT_VERSION:
+        if version not in (FORMAT_VERSION, DELTA_FORMAT_VERSION):
             raise CheckpointError(
-                f"this distrec reads checkpoints of format {FORMAT_VERSION}. Received: format "
-                f"{version} ({file}). Train again, or use the version that wrote it."
+                f"this distrec reads checkpoints of format {FORMAT_VERSION} and "
+                f"{DELTA_FORMAT_VERSION}. Received: format {version} ({file}). Train again, or use "
+                "the version that wrote it."
             )
         return CheckpointManifest.model_validate_json(text)
     except (ValidationError, ValueError, OSError, RecursionError) as error:

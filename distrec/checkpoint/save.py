@@ -10,7 +10,7 @@ import json
 import logging
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,12 +21,15 @@ from torch import Tensor, nn
 
 from distrec import __version__
 from distrec.checkpoint.dense import dense_tensors, optimizer_settings
-from distrec.checkpoint.files import write_tensors
+from distrec.checkpoint.files import Source, rows_per_chunk, whole, write_tensors
 from distrec.checkpoint.find import PARTIAL_PREFIX, checkpoint_name
 from distrec.checkpoint.manifest import (
+    DELTA_FORMAT_VERSION,
     DENSE_FILE,
+    FORMAT_VERSION,
     MANIFEST,
     TABLES_DIRECTORY,
+    BaseEntry,
     CheckpointManifest,
     FileEntry,
     ShardEntry,
@@ -115,10 +118,21 @@ def save(
     position: Position,
     parts: Parts,
     collectives: Collectives,
+    base: BaseEntry | None = None,
 ) -> Path:
     """Write a checkpoint and commit it; what was there before stays.
 
-    Collective. The directory is one that all ranks share.
+    Collective. The directory is one that all ranks share. Beside some small pieces of it nothing is
+    copied in memory.
+
+    Args:
+        directory: Of all checkpoints of the run.
+        identity: Of the run.
+        position: In the run.
+        parts: What is saved.
+        collectives: Of the job.
+        base: Write a delta: the rows that `parts.tables` counts as touched, which are all that
+            differ from this full checkpoint. The same on every rank.
 
     Returns:
         The checkpoint's directory.
@@ -134,7 +148,9 @@ def save(
     try:
         together("checkpoint.begin", lambda: _begin(partial, parts, world.is_first), collectives)
         written = together(
-            "checkpoint.write", lambda: _write_own(partial, parts, collectives), collectives
+            "checkpoint.write",
+            lambda: _write_own(partial, parts, collectives, base is not None),
+            collectives,
         )
         entries = collectives.gather_objects(written, "checkpoint.entries")
         together(
@@ -142,7 +158,7 @@ def save(
             lambda: _commit(
                 partial,
                 directory / name,
-                _manifest(identity, position, parts, entries) if world.is_first else None,
+                _manifest(identity, position, parts, entries, base) if world.is_first else None,
             ),
             collectives,
         )
@@ -163,7 +179,9 @@ def _begin(partial: Path, parts: Parts, is_first: bool) -> None:
         raise CheckpointError(f"{partial} cannot be made: {error}") from error
 
 
-def _write_own(partial: Path, parts: Parts, collectives: Collectives) -> dict[str, Any]:
+def _write_own(
+    partial: Path, parts: Parts, collectives: Collectives, is_delta: bool
+) -> dict[str, Any]:
     """Write this rank's files; their entries as JSON: tables by name, dense."""
     world = collectives.world
     if not partial.is_dir():
@@ -177,10 +195,11 @@ def _write_own(partial: Path, parts: Parts, collectives: Collectives) -> dict[st
         if shared and not world.is_first:
             continue
         index, count = (0, 1) if shared else (world.rank, world.world_size)
-        _, weights, state = parts.tables.local_rows(plan.name)
+        tensors = delta_sources(parts, plan) if is_delta else full_sources(parts, plan)
         path = partial / table_directory(plan.name) / shard_name(index, count)
-        entry = write_tensors(path, _shard_tensors(plan, weights, state, parts.sharding))
-        shard = ShardEntry(index=index, num_rows=len(weights), **entry.model_dump())
+        entry = write_tensors(path, tensors)
+        num_rows = tensors["weights"].shape[0]
+        shard = ShardEntry(index=index, num_rows=num_rows, **entry.model_dump())
         written["tables"][plan.name] = shard.model_dump()
     if world.is_first:
         entry = write_tensors(partial / DENSE_FILE, dense_tensors(parts.model, parts.optimizer))
@@ -188,15 +207,48 @@ def _write_own(partial: Path, parts: Parts, collectives: Collectives) -> dict[st
     return written
 
 
-def _shard_tensors(
-    plan: TablePlan, weights: Tensor, state: Tensor, sharding: ShardingConfig
-) -> dict[str, Tensor]:
-    width = state_width(sharding.optimizer, plan.embedding_dim)
-    return {"weights": weights, "state": state.to(torch.float32).reshape(len(weights), width)}
+def full_sources(parts: Parts, plan: TablePlan) -> dict[str, Source]:
+    """All rows of a table that this rank answers for, from where they lie."""
+    found = parts.tables.local_parts(plan.name)
+    return {
+        "weights": whole([weights for _, weights, _ in found]),
+        "state": whole([state for _, _, state in found]),
+    }
+
+
+def delta_sources(parts: Parts, plan: TablePlan) -> dict[str, Source]:
+    """Those of them that have been touched, and their numbers."""
+    found = parts.tables.local_parts(plan.name)
+    touched = parts.tables.touched_parts(plan.name)
+    count = sum(int(part.sum()) for part in touched)
+    width = state_width(parts.sharding.optimizer, plan.embedding_dim)
+    row_bytes = plan.weight_bytes_per_row + plan.state_bytes_per_row
+
+    step = rows_per_chunk(row_bytes)
+
+    def chosen() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for (ids, weights, state), marks in zip(found, touched, strict=True):
+            for start in range(0, len(marks), step):
+                places = start + marks[start : start + step].nonzero().flatten()
+                yield ids.start + ids.step * places.cpu(), weights[places], state[places]
+
+    return {
+        "row_ids": Source((count,), torch.int64, lambda: (ids for ids, _, _ in chosen())),
+        "weights": Source(
+            (count, plan.embedding_dim),
+            found[0][1].dtype,
+            lambda: (weights for _, weights, _ in chosen()),
+        ),
+        "state": Source((count, width), torch.float32, lambda: (state for _, _, state in chosen())),
+    }
 
 
 def _manifest(
-    identity: Identity, position: Position, parts: Parts, entries: list[dict[str, Any]]
+    identity: Identity,
+    position: Position,
+    parts: Parts,
+    entries: list[dict[str, Any]],
+    base: BaseEntry | None,
 ) -> CheckpointManifest:
     tables = {}
     for plan in parts.plans:
@@ -215,6 +267,8 @@ def _manifest(
             shards=tuple(shards),
         )
     return CheckpointManifest(
+        format_version=FORMAT_VERSION if base is None else DELTA_FORMAT_VERSION,
+        base=base,
         distrec_version=__version__,
         created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         global_step=position.global_step,
@@ -241,7 +295,9 @@ def _commit(partial: Path, final: Path, manifest: CheckpointManifest | None) -> 
     if manifest is None:
         return
     try:
-        document = manifest.model_dump(mode="json")
+        # format 1 knows no base
+        left_out = {"base"} if manifest.base is None else None
+        document = manifest.model_dump(mode="json", exclude=left_out)
         write_text(partial / MANIFEST, json.dumps(document, indent=1) + "\n")
         for folder in sorted((partial / TABLES_DIRECTORY).iterdir()):
             fsync(folder)

@@ -1,161 +1,29 @@
-"""Rows of embedding tables from a checkpoint: into any number of ranks, or looked up on disk."""
+"""Rows of embedding tables looked up in a checkpoint on disk."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from distrec.checkpoint.files import open_tensors
 from distrec.checkpoint.manifest import (
     CheckpointManifest,
     TableEntry,
+    read_base,
     read_checkpoint_manifest,
-    table_directory,
 )
+from distrec.checkpoint.shards import check_row_ids, open_shard
 from distrec.columns import PADDING_INDEX
-from distrec.config import ShardingConfig
 from distrec.errors import CheckpointError, DataError
 from distrec.sharding.lookup import Request, gather_and_pool
-from distrec.sharding.plan import TablePlan, state_width
-from distrec.world import World
-
-if TYPE_CHECKING:
-    from distrec.sharding.tables import EmbeddingTables
-
-# numbers of a table that are loaded together: 4 MiB of float32
-_CHUNK_NUMBERS = 2**20
-WEIGHT_TYPES = {"fp32": torch.float32, "fp16": torch.float16}
-
-
-def open_shard(path: Path, name: str, table: TableEntry, index: int) -> dict[str, Tensor]:
-    """``weights`` (rows, D) and ``state`` (rows, S) of one shard, mapped into memory."""
-    shard = table.shards[index]
-    rows = shard.num_rows
-    return open_tensors(
-        path / table_directory(name) / shard.path,
-        {
-            "weights": ((rows, table.embedding_dim), WEIGHT_TYPES[table.precision]),
-            "state": ((rows, table.state_dim), torch.float32),
-        },
-    )
-
-
-def load_tables(
-    path: str | Path,
-    tables: EmbeddingTables,
-    plans: tuple[TablePlan, ...],
-    sharding: ShardingConfig,
-    world: World,
-    *,
-    some_tables: bool = False,
-) -> None:
-    """Fill this rank's rows from a checkpoint of any number of ranks and any placement.
-
-    Args:
-        path: The checkpoint's directory.
-        tables: Of this rank.
-        plans: Of the tables.
-        sharding: The section [sharding].
-        world: This rank.
-        some_tables: Whether the checkpoint may have more tables than `plans`.
-
-    Raises:
-        CheckpointError: A table is missing, or of another shape, precision or optimizer.
-    """
-    path = Path(path)
-    manifest = read_checkpoint_manifest(path)
-    wanted_tables = {plan.name for plan in plans}
-    if not wanted_tables <= set(manifest.tables) or (
-        not some_tables and set(manifest.tables) != wanted_tables
-    ):
-        raise CheckpointError(
-            f"a checkpoint has the tables of the model. Received: {sorted(manifest.tables)} in "
-            f"{path}, the model has {sorted(plan.name for plan in plans)}. Use the configuration "
-            "that it was trained with."
-        )
-    for plan in plans:
-        entry = manifest.tables[plan.name]
-        _check_table(path, plan, entry, sharding)
-        for rows in plan.held_rows(world.rank, world.world_size):
-            _load_rows(path, plan.name, entry, rows, tables)
-
-
-def _load_rows(
-    path: Path, name: str, entry: TableEntry, rows: range, tables: EmbeddingTables
-) -> None:
-    for index in range(len(entry.shards)):
-        wanted = shared_rows(rows, index, len(entry.shards))
-        if not wanted:
-            continue
-        shard = open_shard(path, name, entry, index)
-        places = slice(wanted.start // len(entry.shards), None, _place_step(wanted, entry))
-        weights, state = (shard[key][places][: len(wanted)] for key in ("weights", "state"))
-        _load_in_parts(tables, name, wanted, weights, state)
-
-
-def _load_in_parts(
-    tables: EmbeddingTables, name: str, rows: range, weights: Tensor, state: Tensor
-) -> None:
-    """Rows as they lie on disk to their places, without a second copy of the table in memory."""
-    chunk = max(_CHUNK_NUMBERS // weights.shape[1], 1)
-    for start in range(0, len(rows), chunk):
-        part = rows[start : start + chunk]
-        tables.load_rows(
-            name,
-            torch.arange(part.start, part.stop, part.step),
-            weights[start : start + chunk],
-            state[start : start + chunk],
-        )
-
-
-def _place_step(rows: range, entry: TableEntry) -> int:
-    return max(1, rows.step // len(entry.shards))
-
-
-def shared_rows(rows: range, index: int, num_shards: int) -> range:
-    """The rows among `rows`, as a rank holds them, that lie in one shard.
-
-    Example:
-        >>> shared_rows(range(1, 12, 2), 2, 3)  # rank 1 of 2 reads shard 2 of 3: 5, 11
-        range(5, 12, 6)
-    """
-    step = math.lcm(rows.step, num_shards)
-    for row in range(rows.start, min(rows.stop, rows.start + step), rows.step):
-        if row % num_shards == index:
-            return range(row, rows.stop, step)
-    return range(0)
-
-
-def _check_table(path: Path, plan: TablePlan, entry: TableEntry, sharding: ShardingConfig) -> None:
-    wanted = (
-        plan.num_embeddings,
-        plan.embedding_dim,
-        sharding.precision,
-        sharding.optimizer,
-        state_width(sharding.optimizer, plan.embedding_dim),
-    )
-    found = (
-        entry.num_embeddings,
-        entry.embedding_dim,
-        entry.precision,
-        entry.optimizer,
-        entry.state_dim,
-    )
-    if wanted != found:
-        raise CheckpointError(
-            "a table has the rows, width, precision, optimizer and state width that it was saved "
-            f"with. Received: {found} (table {plan.name!r} of {path}), the model has {wanted}. Use "
-            "the configuration that it was trained with."
-        )
 
 
 class MappedTables:
     """A Lookup over the tables of a checkpoint, for one process; reads only the rows asked for.
+
+    Of a delta, rows that have changed are its own, and the others its base's.
 
     Args:
         path: The checkpoint's directory.
@@ -170,7 +38,9 @@ class MappedTables:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.manifest: CheckpointManifest = read_checkpoint_manifest(path)
+        self._base = read_base(path, self.manifest)
         self._shards: dict[str, list[Tensor]] = {}
+        self._changed: dict[str, list[dict[str, Tensor]]] = {}
 
     def __call__(self, requests: Mapping[str, Request]) -> dict[str, Tensor]:
         """Rows by key, as training looks them up.
@@ -205,6 +75,12 @@ class MappedTables:
             own = (distinct % len(shards) == number).nonzero().squeeze(1)
             if len(own):
                 rows[own] = shard[distinct[own] // len(shards)].to(torch.float32)
+        for changed in self._open_changed(table):
+            row_ids = changed["row_ids"]
+            if len(row_ids):
+                places = torch.searchsorted(row_ids, distinct).clamp_(max=len(row_ids) - 1)
+                own = (row_ids[places] == distinct).nonzero().squeeze(1)
+                rows[own] = changed["weights"][places[own]].to(torch.float32)
         rows[distinct == PADDING_INDEX] = 0.0
         return rows, index
 
@@ -221,13 +97,30 @@ class MappedTables:
         return self.manifest.tables[table]
 
     def _open(self, table: str) -> list[Tensor]:
+        """Shards of the whole table."""
         if table not in self._shards:
-            entry = self._entry(table)
+            path, manifest = self.path, self.manifest
+            if manifest.base is not None and self._base is not None:
+                path, manifest = path.parent / manifest.base.checkpoint, self._base
+            entry = manifest.tables[table]
             self._shards[table] = [
-                open_shard(self.path, table, entry, index)["weights"]
+                open_shard(path, table, entry, index)["weights"]
                 for index in range(len(entry.shards))
             ]
         return self._shards[table]
+
+    def _open_changed(self, table: str) -> list[dict[str, Tensor]]:
+        """Shards of a delta; none of a full checkpoint."""
+        if self._base is None:
+            return []
+        if table not in self._changed:
+            entry = self._entry(table)
+            self._changed[table] = []
+            for index in range(len(entry.shards)):
+                shard = open_shard(self.path, table, entry, index, is_delta=True)
+                check_row_ids(self.path, table, entry, index, shard["row_ids"])
+                self._changed[table].append(shard)
+        return self._changed[table]
 
 
 def read_rows(path: str | Path, table: str, start: int, stop: int) -> Tensor:

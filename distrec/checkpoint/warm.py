@@ -14,8 +14,8 @@ from torch import nn
 
 from distrec.checkpoint.dense import model_tensors
 from distrec.checkpoint.files import open_tensors
+from distrec.checkpoint.load import load_tables
 from distrec.checkpoint.manifest import CheckpointManifest
-from distrec.checkpoint.tables import load_tables
 from distrec.config import ShardingConfig
 from distrec.errors import CheckpointError
 from distrec.sharding.initial import initial_rows

@@ -151,6 +151,10 @@ class TrainConfig(Section):
     """Validation metric that is maximised (auc and ranking metrics) or minimised (log_loss)."""
     checkpoint_every_steps: int = Field(default=0, ge=0)
     """Save this often; 0: at every validation."""
+    full_checkpoint_every: int = Field(default=1, ge=1)
+    """Of so many checkpoints in a row only the first holds every row of the tables; the others are
+    deltas: rows touched since it. 1: all are full. A delta is read with the full one beside it,
+    which is kept as long; both together are bit-equal to a full one."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints kept, beside the best one."""
     log_every_steps: int = Field(default=10, ge=1)

@@ -64,6 +64,7 @@ class FusedTable:
             if config.cpu_offload:
                 location = EmbeddingLocation.MANAGED_CACHING
         self._cached = location == EmbeddingLocation.MANAGED_CACHING
+        self._touched: Tensor | None = None
         self._kernel = SplitTableBatchedEmbeddingBagsCodegen(
             [(num_rows, embedding_dim, location, compute)],
             optimizer=_OPTIMIZERS[config.optimizer],
@@ -89,6 +90,11 @@ class FusedTable:
         Args:
             rows: int64, (n,), in [0, num_rows).
         """
+        if self._touched is not None and torch.is_grad_enabled():
+            self._touched[rows] = True
+        return self._lookup(rows)
+
+    def _lookup(self, rows: Tensor) -> Tensor:
         if not len(rows):
             return torch.zeros(0, self.embedding_dim, device=rows.device, requires_grad=True)
         offsets = torch.arange(len(rows) + 1, device=rows.device)
@@ -100,7 +106,9 @@ class FusedTable:
 
         A row whose gradient is zero stays as it is under each of the three optimizers.
         """
-        self.update(torch.arange(self.num_rows, device=gradient.device), gradient)
+        if self._touched is not None:
+            self._touched |= (gradient != 0).any(1)
+        self._update(torch.arange(self.num_rows, device=gradient.device), gradient)
 
     def update(self, rows: Tensor, gradient: Tensor) -> None:
         """One optimizer step on some rows.
@@ -109,9 +117,30 @@ class FusedTable:
             rows: int64, (n,), each once.
             gradient: float32, (n, D).
         """
+        if self._touched is not None:
+            self._touched[rows] = True
+        self._update(rows, gradient)
+
+    def _update(self, rows: Tensor, gradient: Tensor) -> None:
         with torch.enable_grad():
-            output = self.lookup(rows)
+            output = self._lookup(rows)
         output.backward(gradient)
+
+    def track_touched(self) -> None:
+        """From now on keep, a byte a row, which rows may have changed since `forget_touched`."""
+        if self._touched is None:
+            device = self.weights().device
+            self._touched = torch.zeros(self.num_rows, dtype=torch.bool, device=device)
+
+    def forget_touched(self) -> None:
+        """No row counts as changed any more."""
+        if self._touched is not None:
+            self._touched.zero_()
+
+    @property
+    def touched(self) -> Tensor | None:
+        """bool, (num_rows,): which rows may have changed; None where that is not tracked."""
+        return self._touched
 
     def weights(self) -> Tensor:
         """A view, (num_rows, D), float32 or float16."""

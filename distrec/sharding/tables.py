@@ -175,6 +175,71 @@ class EmbeddingTables(nn.Module):
             found.append((ids, weights, state))
         return found
 
+    @property
+    def collectives(self) -> Collectives:
+        """The ranks."""
+        return self._exchange.collectives
+
+    def held_parts(self, table: str) -> list[tuple[range, Tensor, Tensor]]:
+        """As `local_parts`, with all rows that this rank keeps, hot ones of other ranks too.
+
+        Who writes into weights or state calls `rows_were_written` before the next look-up.
+        """
+        self._check_table(table)
+        found = []
+        for ids, part, places in self._exchange.layout.held_parts(table):
+            kernel = self._exchange.kernels[part.group]
+            found.append((ids, kernel.weights()[places], kernel.state()[places]))
+        return found
+
+    def num_shared_rows(self, table: str) -> int:
+        """Rows [0, this) of a table are on every rank; each of the others is on one."""
+        plan = self.table_plans[table]
+        if plan.placement == "replicated":
+            return plan.num_embeddings
+        return plan.hot_on(self._world.world_size)
+
+    def rows_were_written(self) -> None:
+        """Must follow a write into what `held_parts` gave."""
+        for kernel in self._exchange.kernels:
+            kernel.rows_were_written()
+
+    def track_touched_rows(self) -> None:
+        """From now on keep which rows may have changed, a byte a row, for delta checkpoints."""
+        for kernel in self._exchange.kernels:
+            kernel.track_touched()
+
+    def forget_touched_rows(self) -> None:
+        """No row counts as changed any more: a full checkpoint has them all."""
+        for kernel in self._exchange.kernels:
+            kernel.forget_touched()
+
+    def touched_parts(self, table: str) -> list[Tensor]:
+        """Which rows of `local_parts` may have changed: bool, (n,) a part, views.
+
+        Only after `track_touched_rows`.
+        """
+        self._check_table(table)
+        layout, world = self._exchange.layout, self._world
+        found = []
+        for _, part, places in layout.held_parts(table):
+            touched = self._exchange.kernels[part.group].touched
+            assert touched is not None, "track_touched_rows comes first"
+            is_hot = layout.groups[part.group].kind == "hot"
+            own = slice(world.rank, None, world.world_size) if is_hot else slice(None)
+            found.append(touched[places][own])
+        return found
+
+    def mark_touched(self, table: str, row_ids: Tensor) -> None:
+        """Count rows that this rank holds as changed, where that is tracked."""
+        row_ids = row_ids.to(self.device)
+        layout = self._exchange.layout
+        for part in layout.places[table].parts:
+            touched = self._exchange.kernels[part.group].touched
+            if touched is not None:
+                chosen = row_ids[(row_ids >= part.start) & (row_ids < part.stop)]
+                touched[layout.local_index(part, chosen).to(touched.device)] = True
+
     def load_rows(self, table: str, row_ids: Tensor, weights: Tensor, state: Tensor) -> None:
         """Overwrite some rows that this rank holds; hot rows must be loaded on every rank alike.
 

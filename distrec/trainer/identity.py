@@ -13,6 +13,7 @@ TRAINED_SECTIONS = ("model", "loss", "train", "sharding", "reader")
 FREE_KEYS: dict[str, tuple[str, ...]] = {
     "train": (
         "resume", "log_every_steps", "keep_checkpoints", "checkpoint_every_steps",
+        "full_checkpoint_every",
         "early_stopping_patience",
     ),
     "reader": ("prefetch_batches", "cache_mib", "verify", "lanes"),

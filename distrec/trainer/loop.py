@@ -100,7 +100,7 @@ def train(config: Config, collectives: Collectives, beat: Beat = lambda phase: N
     collectives.broadcast_parameters(run.model.state_dict())
     if start is not None:
         beat(f"loading {start.name}")
-        together("train.load", lambda: load(run, start), collectives)
+        load(run, start)
     elif older is not None:
         beat(f"taking over {older}")
         together("train.load", lambda: load_warm_start(run, older), collectives)
@@ -130,7 +130,12 @@ class _Loop:
         self.stopping = EarlyStopping(
             self.train_config.early_stopping_patience, metric.higher_is_better
         )
+        self.series = checkpoint.Series(
+            self.directory, self.train_config.full_checkpoint_every, run.parts, run.collectives
+        )
         if saved is not None:
+            name = checkpoint.checkpoint_name(saved.global_step)
+            self.series.resume(self.directory / name, saved)
             self.stopping.load_state(saved.early_stopping)
             self._repair_best()
             logger.info("going on from step %d of %d", self.global_step, run.total_steps)
@@ -287,10 +292,7 @@ class _Loop:
             metrics=metrics,
             early_stopping=self.stopping.state(),
         )
-        path = checkpoint.save(
-            self.directory, self.run.inputs.identity, position, self.run.parts,
-            self.run.collectives,
-        )  # fmt: skip
+        path = self.series.save(self.run.inputs.identity, position)
         together("checkpoint.after", lambda: self._after_save(path, is_best), self.run.collectives)
         self.beat(f"step {self.global_step} is saved")
 

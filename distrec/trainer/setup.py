@@ -158,6 +158,8 @@ def build(inputs: Inputs, collectives: Collectives, lanes: int | None) -> Run:
     """
     config, manifest, device = inputs.config, inputs.manifest, collectives.device
     tables = EmbeddingTables(inputs.plans, collectives, config.sharding, config.seed, device)
+    if config.train.full_checkpoint_every > 1:
+        tables.track_touched_rows()
     torch.manual_seed(config.seed)
     model = UnifiedModel(inputs.spec, config.model).to(device)
     optimizer = collectives.distributed_optimizer(

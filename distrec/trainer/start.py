@@ -63,13 +63,18 @@ def _set_aside(directory: Path) -> Path:
 
 
 def load(run: Run, path: Path) -> checkpoint.CheckpointManifest:
-    """Fill tables, model and optimizer from a checkpoint.
+    """Fill tables, model and optimizer from a checkpoint. Collective.
 
     Raises:
+        CheckpointError: On every rank, with what is wrong with the checkpoint.
         ConfigError: The reader would count steps differently.
     """
     world = run.collectives.world
-    manifest = checkpoint.load_dense(path, run.model, run.optimizer)
+    manifest = together(
+        "train.load",
+        lambda: checkpoint.load_dense(path, run.model, run.optimizer),
+        run.collectives,
+    )
     checkpoint.load_tables(path, run.tables, run.inputs.plans, run.config.sharding, world)
     steps = manifest.epoch * run.reader.steps_per_epoch + manifest.step_in_epoch
     if steps != manifest.global_step:

@@ -19,15 +19,15 @@ from safetensors.torch import load_file, save_file
 
 from distrec import checkpoint
 from distrec.batch import Jagged
+from distrec.checkpoint.load import stretches
 from distrec.checkpoint.manifest import table_directory
-from distrec.checkpoint.tables import shared_rows
 from distrec.config import ShardingConfig
 from distrec.errors import CheckpointError, DataError
 from distrec.files import sha256
 from distrec.model import ModelSpec
 from distrec.sharding.collectives import OneProcess
 from distrec.sharding.lookup import Request
-from distrec.sharding.plan import TablePlan, TableSpec, plan_tables
+from distrec.sharding.plan import TableSpec, plan_tables
 from distrec.sharding.tables import EmbeddingTables
 
 SPECS = (TableSpec("user", 11, 8), TableSpec("tags/ä .. x", 5, 4))
@@ -204,13 +204,14 @@ def test_no_second_copy_of_a_table_is_made(tmp_path: Path) -> None:
     assert result.stdout.strip() == "it was enough", result.stderr
 
 
-@given(st.integers(1, 40), st.integers(1, 7), st.integers(1, 7))
-def test_each_rank_finds_each_of_its_rows_in_one_shard(rows: int, ranks: int, shards: int) -> None:
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=5), st.integers(1, 7), st.integers(1, 9))
+def test_ranks_read_each_place_of_each_shard_once(places: list[int], ranks: int, step: int) -> None:
+    read = []
     for rank in range(ranks):
-        own = TablePlan("t", rows, 4, "row_wise", 16, 4).local_rows(rank, ranks)
-        parts = [list(shared_rows(own, index, shards)) for index in range(shards)]
-        assert sorted(row for part in parts for row in part) == list(own)
-        assert all(row % shards == index for index, part in enumerate(parts) for row in part)
+        for stretch in stretches(places, rank, ranks, step):
+            assert 0 < stretch.stop - stretch.start <= step
+            read += [(stretch.shard, place) for place in range(stretch.start, stretch.stop)]
+    assert sorted(read) == [(s, place) for s, count in enumerate(places) for place in range(count)]
 
 
 def flip(path: Path) -> None:
@@ -260,7 +261,8 @@ def test_damage_is_found_and_the_file_named(
     [
         (lambda d: d["dense"].update(path="../dense.safetensors"), "String should match pattern"),
         (lambda d: d["dense"].update(path="/etc/passwd"), "String should match pattern"),
-        (lambda d: d.update(format_version=2), "Received: format 2"),
+        (lambda d: d.update(format_version=3), "Received: format 3"),
+        (lambda d: d.update(format_version=2), "deltas, and no others, are of format 2"),
         (lambda d: d.update(extra=1), "Extra inputs are not permitted"),
         (lambda d: d["tables"]["user"].update(num_embeddings=2**50), "less than"),
         (lambda d: d["tables"]["user"]["shards"][0].update(num_rows=10), "shard 0 of 1 holds 11"),

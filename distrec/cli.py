@@ -7,8 +7,9 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -212,6 +213,25 @@ def plan(
         typer.echo(planner.as_json(report))
     else:
         planner.show(report, Console())
+
+
+@app.command()
+def export(
+    config_path: ConfigPath,
+    table: Annotated[str, typer.Option(help="Embedding table, such as item.")],
+    output: Annotated[Path, typer.Option(help="File to write.")],
+    start: Annotated[int, typer.Option(min=0, help="First id.")] = 0,
+    stop: Annotated[
+        int | None, typer.Option(min=0, help="The id after the last.", show_default="all")
+    ] = None,
+    format_: Annotated[
+        Literal["parquet"], typer.Option("--format", help="Of the file.")
+    ] = "parquet",
+    overrides: Overrides = None,
+) -> None:
+    """Rows of an embedding table of the checkpoint of score.checkpoint, by id, as Parquet."""
+    function = partial(pipeline.export, table=table, output=output, start=start, stop=stop)
+    raise typer.Exit(execute("export", _load(config_path, overrides), function))
 
 
 @app.command()

@@ -73,6 +73,20 @@ def report(config: Config) -> dict[str, Any]:
     return {"report": str(write_report(config))}
 
 
+def export(
+    config: Config, table: str, output: Path, start: int, stop: int | None
+) -> dict[str, Any]:
+    """Rows of an embedding table of a checkpoint to a Parquet file; no stage of a run."""
+    from distrec import checkpoint
+    from distrec.checkpoint.export import export_table
+    from distrec.dataset import read_manifest
+
+    path = checkpoint.find(config.checkpoint_directory, config.score.checkpoint)
+    directory = config.dataset_directory
+    num_rows = export_table(path, table, output, directory, read_manifest(directory), start, stop)
+    return {"output": str(output), "checkpoint": path.name, "table": table, "num_rows": num_rows}
+
+
 @dataclass(frozen=True)
 class Stage:
     """One step of a run.

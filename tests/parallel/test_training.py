@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from distrec.config import Config
 from distrec.sharding.collectives import Collectives
 from distrec.trainer import setup, train
 from distrec.trainer.start import load
+from distrec.trainer.validation import Validator
 from tests.parallel.harness import run_ranks
 from tests.training import losses, make_config
 
@@ -63,8 +65,17 @@ def resume_body(collectives: Collectives, directory: str, two_ranks: str) -> dic
     keep_first(config, collectives)
     answers["resumed_steps"] = train(config, collectives).steps
     answers["resumed"] = hashes(config, 8)
-    ahead = resume_config(Path(directory), "ahead", {"prefetch_ids": True})
-    train(ahead, collectives)
+    # validations that draw, between sending row numbers and looking them up
+    often = {"evaluate_every_steps": 1}
+    ahead = resume_config(Path(directory), "ahead", {"prefetch_ids": True}, often)
+    measures = Validator.measure
+
+    def measure_and_draw(*arguments: Any) -> dict[str, float]:
+        torch.rand(3)
+        return measures(*arguments)
+
+    with mock.patch.object(Validator, "measure", measure_and_draw):
+        train(ahead, collectives)
     answers["ahead"] = hashes(ahead, 8)
     answers["hot"] = train_hot(collectives, Path(directory))
     # nothing is learned, so that patience ends the run while row numbers are on their way

@@ -188,7 +188,7 @@ class _Loop:
                 is_epoch_end = step_in_epoch + 1 == self.steps_per_epoch
                 rows += self._step(batches, epoch, place, is_epoch_end)
                 self._after_step(place, is_epoch_end)
-                if self.is_done:
+                if self.is_done and not is_epoch_end:
                     break
             else:
                 # the reader counts this rank's rows once it is asked for more

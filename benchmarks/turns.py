@@ -40,6 +40,8 @@ class Job:
         num_ranks: int,
         folder: Path,
     ) -> None:
+        # a benchmark that is told to end takes its ranks with it
+        signal.signal(signal.SIGTERM, _leave)
         self.name = name
         self.num_ranks = num_ranks
         self._folder = folder
@@ -106,6 +108,10 @@ def serve(folder: Path, rank: int, answer: Callable[[dict[str, Any]], dict[str, 
             time.sleep(_POLL_SECONDS)
         _write(folder / f"answer-{number}-{rank}.json", answer(json.loads(path.read_text())))
         number += 1
+
+
+def _leave(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:

@@ -36,10 +36,10 @@ HERE = Path(__file__).parent
 THEIR_VERSIONS = ("torchrec==1.8.0", "fbgemm-gpu-cpu==1.8.0", "torch==2.13.0")
 # torchrec asks for fbgemm-gpu, the build for CUDA, which would overwrite the one for CPU
 THEIR_OTHERS = ("numpy<2.5", "tensordict", "torchmetrics==1.0.3", "tqdm", "pyre-extensions")
-# small tables in full on every rank cost more than they save, where ranks are on one host
+# every table spread, none replicated: chosen by reasoning, not yet compared with other settings
 OUR_SHARDING = {"replicate_below_mib": 0.0}
 BARS = {"whole": 1.0, "sparse": 1.5}
-# rounding differs between the two: the order of sums
+# the first loss is equal; then they drift apart by about 1e-5 a step, more than rounding explains
 LOSS_TOLERANCE = 2e-3
 
 

@@ -19,15 +19,18 @@ from distrec import __version__, pipeline
 from distrec.config import Config, load_config
 from distrec.config_reference import reference
 from distrec.errors import DistrecError
-from distrec.job import configure_logging, execute, override
+from distrec.job import EXIT_CODES, configure_logging, execute, override
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Trains one unified recommender on many machines and scores everyone in batch.",
+    epilog=" ".join(EXIT_CODES.split()),
 )
-ConfigPath = Annotated[Path, typer.Argument(help="The run's TOML file.", show_default=False)]
+ConfigPath = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="The run's TOML file.", show_default=False)
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
@@ -152,7 +155,7 @@ def report(config_path: ConfigPath, overrides: Overrides = None) -> None:
 
 @app.command()
 def data(
-    name: Annotated[str, typer.Argument(help="movielens-100k")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="movielens-100k")],
     directory: Annotated[
         Path | None, typer.Option(help="Where to put it.", show_default="data/NAME")
     ] = None,
@@ -166,7 +169,9 @@ def data(
 
 @app.command()
 def config(
-    config_path: Annotated[Path | None, typer.Argument(show_default=False)] = None,
+    config_path: Annotated[
+        Path | None, typer.Argument(metavar="CONFIG", show_default=False)
+    ] = None,
     overrides: Overrides = None,
     show_reference: Annotated[
         bool, typer.Option("--reference", help="Print every key with its documentation.")

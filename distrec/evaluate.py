@@ -99,7 +99,7 @@ def run(config: Config) -> dict[str, Any]:
         check_item_knn(manifest)
     model = open_model(checkpoint.find(config.checkpoint_directory, config.score.checkpoint))
     check_same_data(model, manifest, config.dataset_directory)
-    logger.info("evaluate: checkpoint %s", model.version)
+    logger.info("checkpoint %s", model.version)
     items = read_items(config.dataset_directory, manifest)
     vectors = item_vectors(config.dataset_directory, manifest, items)
     inputs = Inputs(config, manifest, items, vectors)
@@ -146,7 +146,7 @@ def _scorers(inputs: Inputs, model: ScoringModel) -> dict[str, Scorer]:
     if "popularity" in config.evaluate.baselines:
         scorers["popularity"] = Popularity.fit(directory, manifest)
     if "item_knn" in config.evaluate.baselines:
-        logger.info("evaluate: finding the neighbours of %d items", len(inputs.items.item_index))
+        logger.info("finding the neighbours of %d items", len(inputs.items.item_index))
         neighbors = config.evaluate.knn_neighbors
         scorers["item_knn"] = ItemKNN.fit(directory, manifest, neighbors)
     return scorers
@@ -169,7 +169,7 @@ def _measure_split(inputs: Inputs, split: str, scorers: Mapping[str, Scorer]) ->
         now = time.monotonic()
         if done == total or now - last_line >= _SECONDS_BETWEEN_LINES:
             rate = done / max(now - started, 1e-9)
-            logger.info("evaluate: %s %d of %d queries, %.0f/s", split, done, total, rate)
+            logger.info("%s: %d of %d queries, %.0f/s", split, done, total, rate)
             last_line = now
     classification = _measure_examples(inputs, split, scorers[MODEL])
     return {
@@ -197,7 +197,7 @@ def _measure_examples(inputs: Inputs, split: str, scorer: Scorer) -> dict[str, A
     metrics = ClassificationMetrics(exact_auc=True)
     evaluate_examples(scorer, reader.batches(epoch=0), metrics)
     values = metrics.compute()
-    logger.info("evaluate: %s %d labelled examples", split, values["num_examples"])
+    logger.info("%s: %d labelled examples", split, values["num_examples"])
     return values
 
 
@@ -228,7 +228,7 @@ def _summary(config: Config, splits: Mapping[str, Any]) -> dict[str, Any]:
     }
     for name, values in models.items():
         logger.info(
-            "evaluate: test %s ndcg@%d %.4f recall@%d %.4f",
+            "test: %s ndcg@%d %.4f recall@%d %.4f",
             name, k, values[f"ndcg@{k}"], k, values[f"recall@{k}"],
         )  # fmt: skip
     return {"metrics": str(config.metrics_path), "num_queries": test["num_queries"], "test": models}

@@ -31,7 +31,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"there is no configuration file {path}. Give --config PATH.") from None
+        raise ConfigError(
+            f"there is no configuration file {Path(path).absolute()}. Check the path."
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
     for override in overrides:

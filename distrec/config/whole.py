@@ -33,7 +33,8 @@ class Config(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run."""
     output: str = ""
-    """Directory of everything the run writes; runs/<name> when empty."""
+    """Directory of everything the run writes; runs/<name> when empty. This and every other relative
+    path starts at the directory in which the command is run."""
     data: Literal["", "movielens-100k"] = ""
     """Public data set that `distrec run` fetches first, into data/<name>."""
     seed: int = Field(default=1, ge=0)

@@ -68,7 +68,8 @@ def run(spark: SparkSession, config: Config) -> DatasetManifest:
             workspace.drop_work()
             write_manifest(manifest, root)
             commit(root, target)
-    logger.info("dataset in %s: %s", target, manifest.counts)
+    counts = ", ".join(f"{name} {number:,}" for name, number in manifest.counts.items() if number)
+    logger.info("dataset in %s: %s", target, counts)
     return manifest
 
 

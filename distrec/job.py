@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,18 +20,20 @@ JOBS_LOG = "jobs.jsonl"
 
 EXIT_CODES = """\
 exit codes: 0 done; 1 unexpected error; 2 configuration or arguments; 3 data; 4 checkpoint;
-5 training (loss not finite, ranks disagree); 6 launch (a rank or Spark died: may succeed next time)
-130 interrupted (Ctrl-C)
+5 training (loss not finite, ranks disagree); 6 launch (a rank or Spark died: may succeed next
+time); 130 interrupted (Ctrl-C)
 """
 _INTERRUPTED = 130
 
 
 def configure_logging() -> None:
     """Send INFO of distrec and warnings of everybody to standard error, one line an event."""
+    # on a terminal a line may begin where Spark has drawn its bar
+    clear = "\r\033[K" if sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb" else ""
     logging.basicConfig(
         level=logging.WARNING,
         stream=sys.stderr,
-        format="%(asctime)s %(levelname).1s %(name)s: %(message)s",
+        format=f"{clear}%(asctime)s %(levelname).1s %(name)s: %(message)s",
         datefmt="%H:%M:%S",
     )
     logging.getLogger("distrec").setLevel(logging.INFO)
@@ -50,13 +53,19 @@ def log_line(directory: Path, entry: Mapping[str, Any]) -> None:
         stream.write(json.dumps(entry) + "\n")
 
 
-def execute(name: str, config: Config, function: Callable[[Config], Mapping[str, Any]]) -> int:
+def execute(
+    name: str,
+    config: Config,
+    function: Callable[[Config], Mapping[str, Any]],
+    print_line: bool = True,
+) -> int:
     """Run one job: print its line of JSON on standard output, keep it in the run's logs.
 
     Args:
         name: Of the job: prepare, train, evaluate, score.
         config: Of the run.
         function: Does the work and returns a small summary that JSON can hold.
+        print_line: Whether standard output is for programs; the logs have the line anyway.
 
     Returns:
         0, or the exit code of the error; 130 after an interrupt from the keyboard.
@@ -72,7 +81,8 @@ def execute(name: str, config: Config, function: Callable[[Config], Mapping[str,
     except (Exception, KeyboardInterrupt) as error:
         entry |= _told(name, error)
     entry["seconds"] = round(time.monotonic() - started, 3)
-    print(json.dumps(entry), flush=True)
+    if print_line:
+        print(json.dumps(entry), flush=True)
     try:
         log_line(config.logs_directory, entry)
     except OSError as error:

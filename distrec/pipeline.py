@@ -238,7 +238,7 @@ def run_stages(config: Config, force: bool = False) -> tuple[int, list[str]]:
             continue
         logger.info("%s: starting", stage.name)
         started = time.monotonic()
-        code = execute(stage.name, config, stage.function)
+        code = execute(stage.name, config, stage.function, print_line=False)
         if stage.name in ("prepare", "score"):
             _stop_spark()
         if code:

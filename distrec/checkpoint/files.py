@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256 as new_sha256
@@ -30,6 +31,8 @@ from distrec.errors import CheckpointError
 DTYPES = {"I64": torch.int64, "F64": torch.float64, "F32": torch.float32, "F16": torch.float16}
 # read, hashed and written at once: beyond it only memory grows
 CHUNK_BYTES = 4 * 2**20
+# that the hashing may be late by, so that neither thread waits for the other at every piece
+_PIECES_BEHIND = 3
 # the header is padded to this, so that tensors lie at even addresses when mapped
 _ALIGNMENT = 8
 _LENGTH = struct.Struct("<Q")
@@ -88,11 +91,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor | Source]) -> FileEnt
     with ThreadPoolExecutor(1) as hashing:
         try:
             with path.open("wb", buffering=0) as file:
+                behind: deque[Future[None]] = deque()
                 for data in _data(names, sources):
-                    hashed = hashing.submit(digest.update, data)
+                    behind.append(hashing.submit(digest.update, data))
                     _write_all(file, data)
-                    hashed.result()
+                    if len(behind) > _PIECES_BEHIND:
+                        behind.popleft().result()
                 os.fsync(file.fileno())
+                for hashed in behind:
+                    hashed.result()
                 num_bytes = file.tell()
         except OSError as error:
             raise CheckpointError(f"{path} cannot be written: {error}") from error

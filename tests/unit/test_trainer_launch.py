@@ -73,7 +73,12 @@ def test_the_launcher_stays_on_the_loopback_unless_there_are_hosts(tmp_path: Pat
                          "--network-interfaces", "lo"]  # fmt: skip
     hosts = {"num_ranks": 4, "hosts": ["a:2", "b:2"], "network_interfaces": ["eth0", "eth1"]}
     many = horovodrun_command(make_config(tmp_path, {"launch": hosts}))
-    assert many[7:] == ["-H", "a:2,b:2", "--network-interfaces", "eth0,eth1"]
+    interfaces = ["--network-interfaces", "eth0,eth1"]
+    assert many[7:] == ["-H", "a:2,b:2", "--ssh-port", "22", *interfaces]
+    hosts |= {"ssh_port": 2222, "ssh_identity_file": "key"}
+    keyed = horovodrun_command(make_config(tmp_path, {"launch": hosts}))
+    ssh = ["--ssh-port", "2222", "--ssh-identity-file", "key"]
+    assert keyed[7:] == ["-H", "a:2,b:2", *ssh, *interfaces]
 
 
 def test_rank_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

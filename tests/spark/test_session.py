@@ -52,9 +52,6 @@ def test_without_java(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 # in a process of its own: the JVM of a process starts once
 _FIRST_START = """
-import os
-import signal
-import threading
 import time
 from distrec.config import parse_config
 from distrec.errors import LaunchError
@@ -74,14 +71,6 @@ log_progress(context, 0.5)
 context.parallelize([0, 1], 2).foreach(lambda number: time.sleep(2))
 context._jvm.org.slf4j.LoggerFactory.getLogger("org.apache.spark.Any").warn("it matters")
 
-threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
-try:
-    context.parallelize([0], 1).foreach(lambda number: time.sleep(600))
-except KeyboardInterrupt:
-    print("interrupted")
-while context.statusTracker().getActiveJobsIds():
-    time.sleep(0.1)
-
 spark.stop()
 try:
     session(with_master("local[many]"), "second")
@@ -90,7 +79,7 @@ except LaunchError as error:
 """
 
 
-def test_what_a_start_shows_an_interrupt_and_a_start_that_fails() -> None:
+def test_what_a_start_shows_and_a_start_that_fails() -> None:
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -113,7 +102,6 @@ def test_what_a_start_shows_an_interrupt_and_a_start_that_fails() -> None:
     assert lines, "no progress"
     assert [line for line in lines if not re.fullmatch(progress, line)] == []
     assert "\r" not in result.stderr
-    assert result.stdout.startswith("interrupted\n")
     assert "Traceback" not in result.stderr
     assert re.search(
         r"spark\.master = 'local\[many\]'\. Received: .*Could not parse Master URL: "

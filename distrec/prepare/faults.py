@@ -11,7 +11,12 @@ from pyspark.errors import PySparkException
 
 from distrec.errors import ConfigError, DataError, DistrecError, LaunchError
 
-_FILE = re.compile(r"(?:reading file|CSV file:|Path does not exist:) ?(?:file:(?://(?=/))?)?(\S+)")
+# a path may hold spaces, so it ends where the line or Spark's sentence does
+_FILE = re.compile(
+    r"(?:reading file|CSV file:|Path does not exist:) ?(?:file:(?://(?=/))?)?"
+    r"(.+?)[.,]?[ \t]*(?:SQLSTATE: .*)?$",
+    re.MULTILINE,
+)
 _CHARSET = re.compile(r"CHARSET.* but got (\S+?)\. ")
 _CAUSE = re.compile(r"Caused by: (?:[\w.$]+: )?(.+)")
 
@@ -41,7 +46,7 @@ def _stack(error: Exception) -> str:
 def explain(text: str, source: str) -> DistrecError | None:
     """The error for a message of Spark, or None when it is not a known one."""
     match = _FILE.search(text)
-    path = match.group(1).rstrip(".,") if match else source
+    path = match.group(1) if match else source
     if "No space left on device" in text:
         return _full(source)
     if "PATH_NOT_FOUND" in text or "FILE_NOT_EXIST" in text or "does not exist" in text:

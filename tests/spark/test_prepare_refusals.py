@@ -47,7 +47,10 @@ def truncated_parquet(spark: SparkSession, folder: Path) -> bytes:
 
 
 CASES: dict[str, tuple[str | bytes | None, dict[str, Any], dict[str, Any], str]] = {
-    "missing file": (None, {}, {}, r"every path of events must match a file.*events\.csv"),
+    "missing file": (
+        None, {"paths": ["/no such/ö events.csv"]}, {},
+        r"every path of events must match a file\. Received: /no such/ö events\.csv, which",
+    ),
     "wrong column": (
         GOOD, {"user": "user"}, {},
         r"prepare\.events\.user must name a column.*'user'; the columns there are \['user_id', "

@@ -139,7 +139,7 @@ class _Loop:
             self.stopping.load_state(saved.early_stopping)
             self._repair_best()
             logger.info("going on from step %d of %d", self.global_step, run.total_steps)
-        if self.train_config.warmup_steps >= run.total_steps:
+        if self.is_first and self.train_config.warmup_steps >= run.total_steps:
             logger.warning(
                 "the learning rate rises to the last of %d steps: lower train.warmup_steps (%d) or "
                 "train.global_batch_size (%d)",

@@ -89,7 +89,11 @@ def train(config: Config, collectives: Collectives, beat: Beat = lambda phase: N
     setup.check_agreement(inputs, collectives)
     beat("looking for a checkpoint")
     start = find_start(inputs, collectives)
-    saved = None if start is None else checkpoint.read_checkpoint_manifest(start)
+    saved = together(
+        "train.saved",
+        lambda: None if start is None else checkpoint.read_checkpoint_manifest(start),
+        collectives,
+    )
     older = find_warm_start(inputs, collectives) if start is None else None
     beat("building the model")
     run = together(
@@ -103,7 +107,7 @@ def train(config: Config, collectives: Collectives, beat: Beat = lambda phase: N
         load(run, start)
     elif older is not None:
         beat(f"taking over {older}")
-        together("train.load", lambda: load_warm_start(run, older), collectives)
+        load_warm_start(run, older)
     if world.is_first:
         setup.write_plan(inputs, world.world_size)
     return _Loop(run, saved, beat).run_to_end()

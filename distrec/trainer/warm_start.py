@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -114,31 +115,60 @@ def generation_of(vocabularies: Mapping[str, str], manifest: DatasetManifest, pa
 def load_warm_start(run: Run, path: Path) -> None:
     """Fill tables and model from an older checkpoint; the optimizer of the dense part stays new.
 
+    Collective.
+
     Raises:
-        CheckpointError: The checkpoint does not fit, or is damaged.
+        CheckpointError: On every rank: the checkpoint does not fit, or is damaged.
+        DataError: On every rank: the dataset's list of reused ids is damaged.
     """
     inputs, world = run.inputs, run.collectives.world
     sharding, seed = run.config.sharding, run.config.seed
+    # what a rank may fail at alone comes before what all ranks do together
+    old = together("train.load", lambda: _read_old(run, path), run.collectives)
+    checkpoint.load_old_rows(path, old.rows, run.tables, sharding, world)
+    for plan in old.rows.plans:
+        if plan.name in old.reused:
+            row_ids = old.reused[plan.name]
+            checkpoint.start_rows_anew(plan, row_ids, run.tables, sharding, seed, world)
+    if world.is_first:
+        _tell(path, old, inputs)
+
+
+@dataclass(frozen=True)
+class _Old:
+    """What an older checkpoint gives, beside the rows themselves.
+
+    Args:
+        rows: Which rows it has.
+        reused: Table -> rows that meant something else there, int64, (n,).
+        left: Names of dense parameters that stay as they are.
+    """
+
+    rows: checkpoint.OldRows
+    reused: Mapping[str, NDArray[np.int64]]
+    left: tuple[str, ...]
+
+
+def _read_old(run: Run, path: Path) -> _Old:
+    """Fill the dense part, and find out what becomes of the rows. Not collective."""
+    inputs = run.inputs
     saved = checkpoint.read_checkpoint_manifest(path)
     rows = checkpoint.old_rows(path, saved, inputs.plans)
-    checkpoint.load_old_rows(path, rows, run.tables, sharding, world)
     generation = generation_of(saved.vocabularies, inputs.manifest, path)
-    num_reused: dict[str, int] = {}
-    read: dict[str, NDArray[np.int64]] = {}
+    by_vocabulary: dict[str, NDArray[np.int64]] = {}
+    reused: dict[str, NDArray[np.int64]] = {}
     for plan in rows.plans:
         name = vocabulary_of(plan.name, inputs.spec)
         if name not in inputs.manifest.vocabularies:
             continue
-        if name not in read:
+        if name not in by_vocabulary:
             directory = run.config.dataset_directory
-            read[name] = reused_ids(directory, inputs.manifest, name, generation)
-        checkpoint.start_rows_anew(plan, read[name], run.tables, sharding, seed, world)
-        num_reused[plan.name] = len(read[name])
+            by_vocabulary[name] = reused_ids(directory, inputs.manifest, name, generation)
+        reused[plan.name] = by_vocabulary[name]
     changed = changed_sides(saved.model_spec, inputs.spec)
     leave = [_FEATURE_TOWER] if changed else []
     left = checkpoint.load_dense_where_it_fits(path, saved, run.model, leave)
-    if world.is_first:
-        _tell(path, rows, inputs, num_reused, left)
+    return _Old(rows, reused, left)
 
 
 def reused_ids(
@@ -175,22 +205,17 @@ def changed_sides(old: ModelSpec, new: ModelSpec) -> list[str]:
     return [side for side in SIDES if shown(old, side) != shown(new, side)]
 
 
-def _tell(
-    path: Path,
-    rows: checkpoint.OldRows,
-    inputs: Inputs,
-    num_reused: Mapping[str, int],
-    left: tuple[str, ...],
-) -> None:
+def _tell(path: Path, old: _Old, inputs: Inputs) -> None:
     logger.info("warm start from %s", path)
     sizes = {plan.name: plan.num_embeddings for plan in inputs.plans}
-    for plan in rows.plans:
+    for plan in old.rows.plans:
         logger.info(
             "table %s: %d old rows, %d new, %d of the old ones start anew",
             *(plan.name, plan.num_embeddings, sizes[plan.name] - plan.num_embeddings),
-            num_reused.get(plan.name, 0),
+            len(old.reused.get(plan.name, ())),
         )
-    for name in rows.new_tables:
+    for name in old.rows.new_tables:
         logger.warning("table %s is not in the checkpoint, and starts anew", name)
-    if left:
-        logger.warning("not in the checkpoint in this shape, and start anew: %s", ", ".join(left))
+    if old.left:
+        shown = ", ".join(old.left)
+        logger.warning("not in the checkpoint in this shape, and start anew: %s", shown)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from distrec.batch import Jagged
 from distrec.config import Config
+from distrec.errors import DistrecError
 from distrec.sharding.collectives import Collectives, OneProcess
 from distrec.sharding.initial import initial_rows
 from distrec.sharding.lookup import Request
@@ -44,11 +47,37 @@ def warm_rows(config: Config, collectives: Collectives) -> dict[str, Any]:
     return answer
 
 
-def body(collectives: Collectives, old_two: str, new: str, old_one: str) -> dict[str, Any]:
+def refusal(config: Config, collectives: Collectives, num_files: int | None) -> str:
+    """What a rank is told whose warm start fails; with `num_files`, one that can open no more."""
+    inputs = setup.read_inputs(config, collectives.world.world_size)
+    path = find_warm_start(inputs, collectives)
+    assert path is not None
+    run = setup.build(inputs, collectives, None)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if num_files is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (num_files, limits[1]))
+    try:
+        load_warm_start(run, path)
+    except DistrecError as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    return "nothing was raised"
+
+
+def body(
+    collectives: Collectives, old_two: str, new: str, damaged: str, old_one: str
+) -> dict[str, Any]:
     """On two ranks: train on the first dataset; then start from what one rank has trained."""
     train(old_config(Path(old_two)), collectives)
     keys = {"sharding": {"hot_rows": {"item": 6}}}
-    return warm_rows(new_config(Path(new), Path(old_one) / "checkpoints", keys), collectives)
+    older, is_guilty = Path(old_one) / "checkpoints", collectives.world.rank == 1
+    answer = warm_rows(new_config(Path(new), older, keys), collectives)
+    config = new_config(Path(damaged) if is_guilty else Path(new), older)
+    answer["reused ids"] = refusal(config, collectives, None)
+    config = new_config(Path(new), older)
+    answer["checkpoint"] = refusal(config, collectives, 3 if is_guilty else None)
+    return answer
 
 
 def stored_rows(path: Path, table: str) -> tuple[Tensor, Tensor]:
@@ -76,11 +105,20 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, l
         old_config(old[ranks])
         new[ranks].mkdir()
         extend_dataset(old[ranks] / "dataset", new[ranks] / "dataset")
+    # as one rank may see it
+    damaged = folder / "damaged"
+    shutil.copytree(new[2], damaged)
+    next(damaged.glob("dataset/vocab_reused/*/*.parquet")).write_bytes(b"PAR1")
     train(old_config(old[1]), one)
     two_ranks = run_ranks(
         2,
         "tests.parallel.test_warm_start:body",
-        {"old_two": str(old[2]), "new": str(new[2]), "old_one": str(old[1])},
+        {
+            "old_two": str(old[2]),
+            "new": str(new[2]),
+            "damaged": str(damaged),
+            "old_one": str(old[1]),
+        },
         folder,
     )
     from_two = old[2] / "checkpoints"
@@ -97,7 +135,7 @@ def test_old_rows_stay_and_new_and_reused_ones_start_anew(
     answers: dict[str, tuple[Path, list[Any]]], case: str
 ) -> None:
     path, ranks = answers[case]
-    others = ("path", "dense", "dense_state", "looked_up")
+    others = ("path", "dense", "dense_state", "looked_up", "reused ids", "checkpoint")
     tables = [name for name in ranks[0] if name not in others]
     assert set(ITEM_TABLES) < set(tables)
     sizes = {"user": (62, 68), "item": (42, 46), "item_tags": (6, 6)}
@@ -134,6 +172,21 @@ def test_hot_copies_are_taken_over_and_started_anew_on_every_rank(
     expected[old] = weights[old]
     for answer in ranks:
         assert torch.equal(torch.tensor(answer["looked_up"]), expected[1:])
+
+
+def test_a_rank_that_fails_alone_ends_the_warm_start_on_every_rank(
+    answers: dict[str, tuple[Path, list[Any]]],
+) -> None:
+    """Without leaving the others in the exchange of rows."""
+    _, ranks = answers["1 -> 2"]
+    for what, kind, message in (
+        ("reused ids", "DataError", "a dataset is whole. Received: "),
+        ("checkpoint", "CheckpointError", "Too many open files"),
+    ):
+        for rank, answer in enumerate(ranks):
+            told = answer[what]
+            assert told.startswith(f"{kind}: " + ("rank 1: " if rank == 0 else "")), told
+            assert message in told
 
 
 @pytest.mark.parametrize("case", ["1 -> 2", "2 -> 1"])

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
+from distrec import pulse
 from distrec.dataset import FileEntry
 from distrec.errors import ConfigError, DataError
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 _HEX_DIGITS = 12
+# of a file at once
+_HASHED_BYTES = 2**20
 # Spark reads a path as a pattern
 _PATTERN_CHARACTERS = frozenset("*?[]{}\\")
 
@@ -122,8 +125,12 @@ def uri(path: Path) -> str:
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(_HASHED_BYTES))
+    with path.open("rb", buffering=0) as stream:
+        while count := stream.readinto(buffer):
+            pulse.beat()
+            digest.update(buffer[:count])
+    return digest.hexdigest()
 
 
 def describe_files(spark: SparkSession, root: Path, names: Sequence[str]) -> tuple[FileEntry, ...]:

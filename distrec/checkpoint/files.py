@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from distrec import pulse
 from distrec.checkpoint.manifest import FileEntry
 from distrec.errors import CheckpointError
 
@@ -114,6 +115,7 @@ def _data(names: Sequence[str], sources: Mapping[str, Source]) -> Iterator[memor
         for length in source.shape:
             expected *= length
         for piece in source.pieces():
+            pulse.beat()
             expected -= piece.numel()
             if piece.numel():
                 assert piece.dtype == source.dtype, (name, piece.dtype)
@@ -183,6 +185,7 @@ class StoredRows:
         step = rows_per_chunk(target.element_size() * max(target[:1].numel(), 1))
         direct = target.is_contiguous() and target.is_cpu and target.dtype == self.dtype
         for first in range(0, len(target), step):
+            pulse.beat()
             part = target[first : first + step]
             if direct:
                 self._read_into(start + first, part)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from distrec import pulse
 from distrec.checkpoint.files import StoredRows, rows_per_chunk
 from distrec.checkpoint.manifest import (
     CheckpointManifest,
@@ -163,6 +164,7 @@ class _Loading:
         ]
         reader = _Reader(path, plan, entry, is_delta)
         for number in range(max(map(len, rounds))):
+            pulse.beat()
             rows = reader.empty()
             try:
                 if number < len(rounds[world.rank]):

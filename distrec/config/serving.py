@@ -75,7 +75,8 @@ class LaunchConfig(Section):
     ssh_identity_file: str | None = None
     """Several hosts: private key to log in with; ssh's own choice when not given."""
     timeout_seconds: int = Field(default=120, ge=1)
-    """A rank that waits longer in a collective stops the job."""
+    """A rank that does nothing for longer stops the job; so does one that waits in a collective
+    while no other rank moves, which is seen where the ranks share the directory of the output."""
 
 
 class SparkConfig(Section):

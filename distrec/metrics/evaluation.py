@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from distrec import pulse
 from distrec.batch import Batch, ItemBatch, Jagged, QueryBatch
 from distrec.columns import FIRST_INDEX
 from distrec.metrics.classification import ClassificationMetrics
@@ -90,6 +91,7 @@ def encode_catalogue(
     vectors = []
     num_items = len(items.item_index)
     for start in range(0, max(num_items, 1), block):
+        pulse.beat()
         part = slice_items(items, start, min(start + block, num_items), device)
         vectors.append(model.encode_items(part, lookup(model.item_requests(part))))
     return torch.cat(vectors)

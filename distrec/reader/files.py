@@ -6,7 +6,6 @@ types; so size or SHA-256, row counts, schema and nulls are compared with the ma
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 
 from distrec.dataset import DatasetManifest, FileEntry
 from distrec.errors import DataError
+from distrec.files import sha256
 from distrec.reader.layout import Layout
 
 Verify = Literal["size", "sha256"]
@@ -126,8 +126,7 @@ def _check_bytes(path: Path, entry: FileEntry, verify: Verify) -> None:
             f"expected {entry.num_bytes}. Copy it again, or run prepare again."
         )
     if verify == "sha256":
-        with path.open("rb") as file:
-            received = hashlib.file_digest(file, "sha256").hexdigest()
+        received = sha256(path)
         if received != entry.sha256:
             raise DataError(
                 f"a file has the SHA-256 that the manifest gives. Received: {path} with "

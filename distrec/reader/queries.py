@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from distrec import columns as c
+from distrec import pulse
 from distrec.batch import ItemBatch, QueryBatch
 from distrec.dataset import DatasetManifest, FeatureSpec
 from distrec.errors import DataError
@@ -115,5 +116,6 @@ def _rows(files: Sequence[SplitFile], layout: Layout, start: int, stop: int) -> 
             continue
         part = plan.RowRange(index, first, last)
         for block in plan.lane_blocks([part], row_groups, plan.Order()):
+            pulse.beat()
             table = reader.read(index, block.row_group)
             yield decode(table, layout, str(file.path)).slice(block.start, block.stop)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distrec import pulse
 from distrec.config import ShardingConfig
 from distrec.errors import CheckpointError, ConfigError
 from distrec.sharding.collectives import Collectives
@@ -280,6 +281,7 @@ class EmbeddingTables(nn.Module):
                 scale = self._config.init_scale
                 values = initial_rows(plan.name, ids, plan.embedding_dim, seed, scale)
                 target[start : start + len(part)] = torch.from_numpy(values)
+                pulse.beat()
             kernel.rows_were_written()
 
     def _check_table(self, table: str) -> None:

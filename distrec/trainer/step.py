@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distrec import pulse
 from distrec.batch import Batch
 from distrec.errors import TrainingError
 from distrec.sharding.exchange import Asked
@@ -188,6 +189,7 @@ def _check_finite(run: Run, own: Tensor, totals: Sequence[float], place: str) ->
 
 def _is_finite(rows: Tensor) -> bool:
     """Whether every number of a table's part is finite: (n, D), D may be 0."""
+    pulse.beat()
     # neither a mask nor a copy of the table's size: NaN goes through, and infinity is an extreme
     if not rows.numel():
         return True

@@ -2,11 +2,14 @@
 
 Horovod waits without end for a rank that is alive but stuck. A thread of our own sees that the main
 thread has not reported for too long, writes down every thread's stack and ends the process; the
-launcher then ends the others. A heartbeat file tells, of a rank that was killed, what it last did.
+launcher then ends the others. Long work reports from its loops (`distrec.pulse`). A rank that waits
+in a collective goes on waiting while another one moves, as the heartbeat files show, if all ranks
+write them into one directory. The file tells, of a rank that was killed, what it last did.
 """
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import logging
@@ -19,11 +22,15 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from distrec import pulse
+
 EXIT_CODE = 75
 """Of a process that the watchdog ended: try again (sysexits.h, EX_TEMPFAIL)."""
 _INTERVAL_SECONDS = 0.5
 # a rank that only waits for others gives the stuck one time to be named first
 _GRACE_SHARE = 0.25
+# of the timeout, after which a silent rank looks at the others
+_PATIENT_SHARE = 0.5
 _WAITING_FILE = os.path.join("sharding", "collectives.py")
 
 logger = logging.getLogger("distrec.train")
@@ -34,8 +41,39 @@ def heartbeat_path(logs_directory: Path, rank: int) -> Path:
     return logs_directory / f"heartbeat-{rank}.json"
 
 
+class _Peers:
+    """Whether other ranks move, as their heartbeat files show.
+
+    Args:
+        logs_directory: Where all ranks write them; stale ones do no harm.
+        rank: This one, which does not count.
+    """
+
+    def __init__(self, logs_directory: Path, rank: int) -> None:
+        self._directory = logs_directory
+        self._own = heartbeat_path(logs_directory, rank)
+        self._seen: dict[str, int] = {}
+
+    def forget(self) -> None:
+        """What was seen is old."""
+        self._seen = {}
+
+    def have_moved(self) -> bool:
+        """Whether one has reported since the last call; what is seen for the first time has not."""
+        seen = {}
+        for path in self._directory.glob("heartbeat-*.json"):
+            if path != self._own:
+                # a file is replaced as a whole, or being removed
+                with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                    seen[path.name] = int(json.loads(path.read_text(encoding="utf-8"))["beats"])
+        before, self._seen = self._seen, seen
+        return any(name in before and beats != before[name] for name, beats in seen.items())
+
+
 class Watchdog:
     """A thread that ends this process when `beat` has not been called for too long.
+
+    Beats of `distrec.pulse` count too, those of the thread that made this.
 
     Args:
         rank: Of this process.
@@ -56,6 +94,10 @@ class Watchdog:
         self._path = heartbeat_path(logs_directory, rank)
         self._on_timeout = on_timeout
         self._latest = (time.monotonic(), "starting")
+        self._num_beats = 0
+        self._peers = _Peers(logs_directory, rank)
+        self._peers_moved_at = 0.0
+        self._listening = contextlib.ExitStack()
         self._main = threading.get_ident()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -63,8 +105,15 @@ class Watchdog:
     def beat(self, phase: str) -> None:
         """Report that the main thread moves, and what it does next."""
         self._latest = (time.monotonic(), phase)
+        self._num_beats += 1
+
+    def _pulse(self) -> None:
+        # a reader's thread may well move while the main one is stuck
+        if threading.get_ident() == self._main:
+            self.beat(self._latest[1])
 
     def __enter__(self) -> Watchdog:
+        self._listening.enter_context(pulse.listening(self._pulse))
         self._thread.start()
         return self
 
@@ -74,6 +123,7 @@ class Watchdog:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._listening.close()
         self._ended.set()
         self._thread.join()
 
@@ -83,12 +133,20 @@ class Watchdog:
             self._write_heartbeat()
             moved_at, phase = self._latest
             silent = time.monotonic() - moved_at
-            if silent < self.timeout_seconds:
+            # not before, for on many ranks these are many files
+            if silent < self.timeout_seconds * _PATIENT_SHARE:
+                self._peers.forget()
                 continue
             waits = self._waits_for_others()
-            if waits and silent < self.timeout_seconds * (1 + _GRACE_SHARE):
-                continue
-            self._end(phase, silent, waits)
+            if self._peers.have_moved():
+                self._peers_moved_at = time.monotonic()
+            if waits:
+                others = time.monotonic() - self._peers_moved_at
+                is_over = min(silent, others) >= self.timeout_seconds * (1 + _GRACE_SHARE)
+            else:
+                is_over = silent >= self.timeout_seconds
+            if is_over:
+                self._end(phase, silent, waits)
 
     def _end(self, phase: str, silent: float, waits: bool) -> None:
         what = "waited for the other ranks" if waits else "was stuck"
@@ -116,6 +174,7 @@ class Watchdog:
             "rank": self.rank,
             "pid": os.getpid(),
             "phase": phase,
+            "beats": self._num_beats,
             "silent_seconds": round(time.monotonic() - moved_at, 1),
             "time": time.time(),
         }

@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from distrec import checkpoint
+from distrec import checkpoint, pulse
 from distrec.config import Config
 from distrec.errors import ConfigError, DistrecError, LaunchError
 from distrec.launch import train_locally
 from distrec.sharding.collectives import Collectives
 from distrec.trainer import train
+from distrec.trainer.watchdog import Watchdog
 from tests.parallel.harness import ROOT, run_ranks
 from tests.training import make_config, write_config
 from tests.unit.test_trainer import rewrite_ages
@@ -136,6 +137,24 @@ def test_ranks_end_with_their_launcher(num_ranks: int, number: int, tmp_path: Pa
         assert process.returncode == 6
         line = json.loads(output.splitlines()[-1])
         assert "training was stopped by SIGTERM" in line["message"]
+
+
+def moving_body(collectives: Collectives, directory: str) -> str:
+    """Rank 0 works longer than a rank may be silent, and rank 1 waits for it."""
+    rank = collectives.world.rank
+    with Watchdog(rank, 2, Path(directory), lambda message, waits: None):
+        if rank == 0:
+            for _ in range(50):
+                time.sleep(0.1)
+                pulse.beat()
+        collectives.barrier("test.moving")
+    return "met"
+
+
+def test_a_rank_waits_for_one_that_moves(tmp_path: Path) -> None:
+    arguments = {"directory": str(tmp_path)}
+    answers = run_ranks(2, "tests.parallel.test_failures:moving_body", arguments, tmp_path)
+    assert answers == ["met", "met"]
 
 
 def test_a_frozen_rank_is_named(tmp_path: Path) -> None:

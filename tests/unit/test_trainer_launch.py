@@ -6,14 +6,17 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from distrec import pulse
 from distrec.errors import ConfigError, DataError, DistrecError, LaunchError
 from distrec.launch import explain, horovodrun_command
 from distrec.trainer.rank import rank_of_environment
+from distrec.trainer.watchdog import Watchdog
 from tests.training import make_config
 
 LOST: dict[str, Any] = {
@@ -117,3 +120,46 @@ def test_the_watchdog_ends_a_rank_that_does_not_move(tmp_path: Path, waits: bool
     assert told.endswith(f"s in step 3 {waits}")
     assert f'File "{name}", line 1' in result.stderr
     assert json.loads((tmp_path / "heartbeat-1.json").read_text())["phase"] == "step 3"
+
+
+def test_a_rank_waits_as_long_as_another_one_moves(tmp_path: Path) -> None:
+    """Twice as long as it may without one; then the other stops, and it is ended."""
+    program = (
+        "import json, sys, threading, time\n"
+        "from pathlib import Path\n"
+        "from distrec.trainer.watchdog import Watchdog\n"
+        "folder, beats = Path(sys.argv[1]), 0\n"
+        "def told(message, waits):\n"
+        "    (folder / 'told').write_text(f'{beats} {message}')\n"
+        "def move():\n"
+        "    global beats\n"
+        "    for beats in range(25):\n"
+        "        (folder / 'partial').write_text(json.dumps({'beats': beats}))\n"
+        "        (folder / 'partial').replace(folder / 'heartbeat-0.json')\n"
+        "        time.sleep(0.2)\n"
+        "threading.Thread(target=move).start()\n"
+        "with Watchdog(1, 2, folder, told):\n"
+        "    exec(compile('time.sleep(60)', 'sharding/collectives.py', 'exec'))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )  # fmt: skip
+    assert result.returncode == 75, result.stderr
+    assert (tmp_path / "told").read_text().startswith("24 rank 1 waited for the other ranks for ")
+
+
+def test_beats_of_long_work_count_for_the_thread_that_is_watched(tmp_path: Path) -> None:
+    def beats() -> int:
+        return int(json.loads((tmp_path / "heartbeat-0.json").read_text())["beats"])
+
+    with Watchdog(0, 60, tmp_path, lambda message, waits: None) as watchdog:
+        pulse.beat()
+        thread = threading.Thread(target=pulse.beat)
+        thread.start()
+        thread.join()
+        watchdog._write_heartbeat()
+        assert beats() == 1
+    pulse.beat()
+    watchdog._write_heartbeat()
+    assert beats() == 1

@@ -157,6 +157,10 @@ class TrainConfig(Section):
     which is kept as long; both together are bit-equal to a full one."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints kept, beside the best one."""
+    keep_earlier_runs: int = Field(default=3, ge=0)
+    """A run with another configuration or dataset moves the checkpoints that it finds to
+    checkpoints-before-N. So many of these directories are kept, those moved last, and the one that
+    warm_start reads; 0: they are deleted at once."""
     log_every_steps: int = Field(default=10, ge=1)
     """Steps between two lines of progress."""
     warm_start: str | None = Field(default=None, min_length=1)

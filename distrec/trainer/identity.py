@@ -12,8 +12,8 @@ TRAINED_SECTIONS = ("model", "loss", "train", "sharding", "reader")
 # keys that change how a run is done or shown, not what it computes: a resumed run may change them
 FREE_KEYS: dict[str, tuple[str, ...]] = {
     "train": (
-        "resume", "log_every_steps", "keep_checkpoints", "checkpoint_every_steps",
-        "full_checkpoint_every",
+        "resume", "log_every_steps", "keep_checkpoints", "keep_earlier_runs",
+        "checkpoint_every_steps", "full_checkpoint_every",
         "early_stopping_patience",
     ),
     "reader": ("prefetch_batches", "cache_mib", "verify", "lanes"),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import re
+import shutil
 from pathlib import Path
 
 from distrec import checkpoint
 from distrec.checkpoint.together import together
+from distrec.config import Config
 from distrec.errors import ConfigError
 from distrec.sharding.collectives import Collectives
 from distrec.trainer.setup import Inputs, Run
@@ -17,7 +20,8 @@ logger = logging.getLogger("distrec.train")
 def find_start(inputs: Inputs, collectives: Collectives) -> Path | None:
     """The checkpoint to go on from, or None to begin; decided by rank 0 for all.
 
-    Checkpoints of another configuration or dataset are moved aside, not deleted.
+    Checkpoints of another configuration or dataset are moved aside; train.keep_earlier_runs of
+    those set aside stay.
 
     Raises:
         CheckpointError: On every rank.
@@ -47,19 +51,37 @@ def _choose(inputs: Inputs) -> str:
             why = f"{path.name} was trained with another configuration"
         else:
             return path.name
-    logger.warning("%s: starting anew. Earlier checkpoints: %s", why, _set_aside(directory))
+    logger.warning("%s: starting anew. Earlier checkpoints: %s", why, _set_aside(config))
     return ""
 
 
-def _set_aside(directory: Path) -> Path:
-    """Move a run's checkpoints away under a name that is free."""
-    number = 1
-    while True:
-        target = directory.with_name(f"{directory.name}-before-{number}")
-        if not target.exists():
-            directory.rename(target)
-            return target
-        number += 1
+def _set_aside(config: Config) -> Path:
+    """Move a run's checkpoints away, and delete those set aside longest ago."""
+    directory = config.checkpoint_directory
+    earlier = _earlier_runs(directory)
+    number = max(earlier, default=0) + 1
+    target = earlier[number] = directory.with_name(f"{directory.name}-before-{number}")
+    directory.rename(target)
+    num_spare = len(earlier) - config.train.keep_earlier_runs
+    source = config.train.warm_start
+    for _, path in sorted(earlier.items())[: max(num_spare, 0)]:
+        if source is not None and Path(source).resolve().is_relative_to(path.resolve()):
+            logger.warning("%s is kept: train.warm_start reads it", path)
+            continue
+        logger.warning("deleting %s: train.keep_earlier_runs", path)
+        shutil.rmtree(path, ignore_errors=True)
+    return target
+
+
+def _earlier_runs(directory: Path) -> dict[int, Path]:
+    """Directories that were set aside, by number; the highest is the latest."""
+    name = re.compile(re.escape(f"{directory.name}-before-") + r"(\d+)")
+    found = {}
+    for path in directory.parent.iterdir():
+        match = name.fullmatch(path.name)
+        if match and path.is_dir() and not path.is_symlink():
+            found[int(match[1])] = path
+    return found
 
 
 def load(run: Run, path: Path) -> checkpoint.CheckpointManifest:

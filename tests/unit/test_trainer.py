@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -118,6 +119,34 @@ def test_another_configuration_starts_anew_and_keeps_the_old_checkpoints(
     for more in ({"log_every_steps": 5}, {"early_stopping_patience": 7}):
         run(make_config(tmp_path, {"train": {"max_steps": 2, "learning_rate": 0.5, **more}}))
         assert not (tmp_path / "checkpoints-before-2").exists()
+
+
+def test_the_runs_set_aside_longest_ago_are_deleted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def next_run(**train: Any) -> list[str]:
+        run(make_config(tmp_path, {"train": {"max_steps": 1, "resume": False, **train}}))
+        return sorted(path.name for path in tmp_path.glob("checkpoints*"))
+
+    # not ours: another name, a file
+    (tmp_path / "checkpoints-before-x").mkdir()
+    (tmp_path / "checkpoints-before-99").touch()
+    others = ["checkpoints", "checkpoints-before-99", "checkpoints-before-x"]
+
+    def kept(*numbers: int) -> list[str]:
+        return sorted([*others, *(f"checkpoints-before-{number}" for number in numbers)])
+
+    assert next_run() == others
+    with caplog.at_level(logging.WARNING, "distrec"):
+        for numbers in ((1,), (1, 2), (1, 2, 3)):
+            assert next_run() == kept(*numbers)
+        assert "deleting" not in caplog.text
+        assert next_run() == kept(2, 3, 4)
+        assert f"deleting {tmp_path / 'checkpoints-before-1'}: train.keep_earlier" in caplog.text
+        # what the new run starts from is not taken from under it
+        source = tmp_path / "checkpoints-before-2"
+        assert next_run(keep_earlier_runs=1, warm_start=str(source)) == kept(2, 5)
+        assert next_run(keep_earlier_runs=0) == others
 
 
 def test_a_run_without_decay_can_be_made_longer(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def measure(folder: Path, rounds: int, steps: int) -> dict[str, Any]:
         return {
             "step_milliseconds": {name: round(value, 2) for name, value in times.items()},
             "two_over_one": round(times["two ranks"] / times["one rank"], 3),
+            "two_over_two_alone": round(times["two ranks"] / times["two alone, at once"], 3),
             "two_alone_over_one": round(times["two alone, at once"] / times["one rank"], 3),
             "stages_milliseconds": {
                 "one rank": stages(one, rounds, steps),
@@ -79,6 +80,7 @@ def show(figures: dict[str, Any]) -> None:
     for name, value in figures["step_milliseconds"].items():
         print(f"{name:>20} {value:8.1f} ms a step")
     print(f"{'two over one':>20} {figures['two_over_one']:8.2f}")
+    print(f"{'two over two alone':>20} {figures['two_over_two_alone']:8.2f}")
     print(f"{'two alone over one':>20} {figures['two_alone_over_one']:8.2f}")
     one, two = (figures["stages_milliseconds"][name] for name in ("one rank", "two ranks"))
     print(f"{'stage':>20} {'one rank':>9} {'two ranks':>9} {'more':>7}  ms, while measured")

@@ -141,5 +141,6 @@ def _load_optimizer(
         states[name][key] = tensor.clone().to(device)
     optimizer.state.clear()
     for name, state in states.items():
-        if state:
+        # older versions trained a parameter more
+        if state and parameters[name].requires_grad:
             optimizer.state[parameters[name]] = state

@@ -18,7 +18,7 @@ from distrec.sharding.collectives import Collectives
 from distrec.sharding.plan import TablePlan, plan_tables
 from distrec.sharding.tables import EmbeddingTables
 from distrec.trainer.identity import TRAINED_SECTIONS, resume_hash
-from distrec.trainer.validation import Validator, check_metric
+from distrec.trainer.validation import Validator, check_labels, check_metric
 
 PLAN_LOG = "plan.json"
 
@@ -98,6 +98,7 @@ def read_inputs(config: Config, world_size: int) -> Inputs:
             "the filters of [prepare]."
         )
     check_metric(config.train.metric, manifest)
+    check_labels(config, manifest)
     spec = ModelSpec.from_manifest(manifest)
     resolve_loss_kind(spec, config.loss)
     # on the meta device: the tables' sizes without the memory of the dense part
@@ -162,6 +163,9 @@ def build(inputs: Inputs, collectives: Collectives, lanes: int | None) -> Run:
         tables.track_touched_rows()
     torch.manual_seed(config.seed)
     model = UnifiedModel(inputs.spec, config.model).to(device)
+    # in a softmax it cancels out, and Adam would make large steps of rounding errors
+    is_binary = resolve_loss_kind(inputs.spec, config.loss) == "binary"
+    model.global_bias.requires_grad_(is_binary)
     optimizer = collectives.distributed_optimizer(
         dense_optimizer(model, config), model.named_parameters()
     )
@@ -186,7 +190,7 @@ def build(inputs: Inputs, collectives: Collectives, lanes: int | None) -> Run:
 
 
 def dense_optimizer(model: torch.nn.Module, config: Config) -> torch.optim.Optimizer:
-    """The optimizer of the dense part; its learning rate is set at every step."""
+    """The optimizer of what is trained of the dense part; its rate is set at every step."""
     train = config.train
     kinds: dict[str, type[torch.optim.Optimizer]] = {
         "adamw": torch.optim.AdamW,
@@ -194,7 +198,8 @@ def dense_optimizer(model: torch.nn.Module, config: Config) -> torch.optim.Optim
         "sgd": torch.optim.SGD,
     }
     settings = {"lr": train.learning_rate, "weight_decay": train.weight_decay}
-    return kinds[train.optimizer](model.parameters(), **settings)  # type: ignore[arg-type]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return kinds[train.optimizer](trained, **settings)  # type: ignore[arg-type]
 
 
 def write_plan(inputs: Inputs, world_size: int) -> None:

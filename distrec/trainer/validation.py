@@ -10,7 +10,7 @@ from distrec import columns
 from distrec.batch import ItemBatch
 from distrec.config import Config
 from distrec.dataset import DatasetManifest
-from distrec.errors import ConfigError
+from distrec.errors import ConfigError, DataError
 from distrec.metrics.classification import ClassificationMetrics
 from distrec.metrics.evaluation import (
     ModelScorer,
@@ -22,7 +22,7 @@ from distrec.metrics.evaluation import (
 from distrec.metrics.names import MetricName, parse_metric_name
 from distrec.metrics.ranking import RankingMetrics
 from distrec.model import UnifiedModel
-from distrec.reader import ExampleReader, read_queries
+from distrec.reader import ExampleReader, has_both_labels, read_queries
 from distrec.sharding.collectives import Collectives
 
 if TYPE_CHECKING:
@@ -42,6 +42,24 @@ def check_metric(name: str, manifest: DatasetManifest) -> MetricName:
             "Name prepare.events.label, or use a ranking metric such as ndcg@10."
         )
     return metric
+
+
+def check_labels(config: Config, manifest: DatasetManifest) -> None:
+    """Refuse a metric that would turn out to be undefined after the first epoch.
+
+    Raises:
+        DataError: AUC is to be measured on a valid split with one label only, or a damaged one.
+    """
+    split = manifest.splits.get(columns.VALID)
+    if parse_metric_name(config.train.metric).name != "auc" or not split or not split.num_rows:
+        return
+    directory = config.dataset_directory
+    if not has_both_labels(directory, manifest, columns.VALID):
+        raise DataError(
+            "auc is measured on positives and negatives. Received: train.metric = "
+            f"{config.train.metric!r} and a valid split with one label only ({directory}). Use "
+            "log_loss, or prepare a larger valid split."
+        )
 
 
 Element = TypeVar("Element")

@@ -17,7 +17,9 @@ import torch
 
 from distrec import checkpoint
 from distrec.batch import Jagged
+from distrec.config import parse_config
 from distrec.sharding.lookup import Request
+from distrec.trainer.setup import dense_optimizer
 from tests.golden.regenerate import CHECKPOINT, CURVE, curve
 
 
@@ -41,3 +43,17 @@ def test_a_checkpoint_of_format_1_is_readable() -> None:
     rows = tables({"x": Request("item", Jagged.from_lists([[0, 3], [5]]), "sum")})["x"]
     torch.testing.assert_close(rows, torch.tensor(expected["rows"]), atol=0, rtol=0)
     assert len(manifest.tables["item"].shards) == 2
+
+
+def test_an_optimizer_with_a_parameter_less_goes_on_from_format_1() -> None:
+    """Older versions trained the global bias under a softmax."""
+    path = CHECKPOINT / "step-00000002"
+    config = parse_config({"name": "x", "prepare": {"events": {"paths": ["x"], "time": "t"}}}, "t")
+    model = checkpoint.load_model(path)
+    model.global_bias.requires_grad_(False)
+    optimizer = dense_optimizer(model, config)
+    checkpoint.load_dense(path, model, optimizer)
+    trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    assert set(optimizer.state) == trained
+    assert len(trained) == len(list(model.parameters())) - 1
+    assert float(model.global_bias.detach()) != 0

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from distrec import checkpoint
 from distrec.config import Config
 from distrec.dataset import MANIFEST, read_manifest
-from distrec.errors import CheckpointError, ConfigError, TrainingError
+from distrec.errors import CheckpointError, ConfigError, DataError, TrainingError
 from distrec.files import sha256
 from distrec.sharding.collectives import OneProcess
 from distrec.trainer import TrainResult, train
@@ -246,6 +246,20 @@ def test_labels_and_a_metric_of_probabilities(tmp_path: Path) -> None:
     assert result.value == pytest.approx(min(values))
     assert values[-1] < values[0]
     assert "auc" not in log_entries(config, "valid")[0]["metrics"]
+    # seen before the first step
+    config = make_config(tmp_path, {"train": {"metric": "auc", "resume": False}})
+    with pytest.raises(DataError, match=r"positives and negatives.*'auc' and a valid split with"):
+        run(config)
+    assert not (tmp_path / "checkpoints-before-1").exists()
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_the_global_bias_is_trained_where_it_has_an_effect(tmp_path: Path, labels: bool) -> None:
+    config = make_config(tmp_path, {"train": {"max_steps": 3, "metric": "ndcg@10"}}, labels=labels)
+    path = run(config).checkpoint
+    stored = load_file(path / "dense.safetensors")
+    assert bool(stored["parameter/global_bias"]) == labels
+    assert ("optimizer/global_bias/exp_avg" in stored) == labels
 
 
 def test_a_dataset_smaller_than_the_lanes(tmp_path: Path) -> None:

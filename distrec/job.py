@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -24,6 +25,15 @@ exit codes: 0 done; 1 unexpected error; 2 configuration or arguments; 3 data; 4 
 time); 130 interrupted (Ctrl-C)
 """
 _INTERRUPTED = 130
+_interrupt = threading.Event()
+
+
+def note_interrupt() -> None:
+    """A handler of Ctrl-C was called: whatever ends the present job from now on comes of it.
+
+    What a handler raises may be lost in a library, which then fails in another way.
+    """
+    _interrupt.set()
 
 
 def configure_logging() -> None:
@@ -70,6 +80,7 @@ def execute(
     Returns:
         0, or the exit code of the error; 130 after an interrupt from the keyboard.
     """
+    _interrupt.clear()
     started = time.monotonic()
     entry: dict[str, Any] = {
         "job": name,
@@ -93,7 +104,7 @@ def execute(
 
 def _told(name: str, error: BaseException) -> dict[str, Any]:
     """Tell the user what ended a job; its part of the line of JSON."""
-    if _from_an_interrupt(error):
+    if _interrupt.is_set() or _from_an_interrupt(error):
         print(f"\n{name}: interrupted", file=sys.stderr)
         return {"exit_code": _INTERRUPTED, "error": "KeyboardInterrupt", "message": "interrupted"}
     code = 1

@@ -19,6 +19,7 @@ from pyspark.sql import SparkSession
 
 from distrec.config import Config, SparkConfig
 from distrec.errors import LaunchError
+from distrec.job import note_interrupt
 from distrec.spark_output import log_progress, on_terminal, start_quietly
 
 # set by spark-submit for the Python program that it starts
@@ -82,6 +83,8 @@ def _cancel_jobs_on_interrupt(context: SparkContext) -> None:
             context.cancelAllJobs()
 
     def interrupted(number: int, frame: FrameType | None) -> NoReturn:
+        # py4j may make another error of what is raised here
+        note_interrupt()
         # another thread has a connection to the JVM of its own
         canceller = threading.Thread(target=cancel, daemon=True)
         canceller.start()

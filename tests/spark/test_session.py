@@ -52,16 +52,21 @@ def test_without_java(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 # in a process of its own: the JVM of a process starts once
 _FIRST_START = """
+import os
+import signal
+import sys
+import threading
 import time
 from distrec.config import parse_config
 from distrec.errors import LaunchError
-from distrec.job import configure_logging
+from distrec.job import configure_logging, execute
 from distrec.spark import session
 from distrec.spark_output import log_progress
 
 def with_master(master):
     document = {"name": "n", "prepare": {"events": {"paths": ["x"], "time": "t"}}}
-    return parse_config(document | {"spark": {"master": master, "driver_memory": "1g"}}, "tests")
+    settings = {"output": sys.argv[1], "spark": {"master": master, "driver_memory": "1g"}}
+    return parse_config(document | settings, "tests")
 
 configure_logging()
 spark = session(with_master("local[1]"), "first")
@@ -71,6 +76,19 @@ log_progress(context, 0.5)
 context.parallelize([0, 1], 2).foreach(lambda number: time.sleep(2))
 context._jvm.org.slf4j.LoggerFactory.getLogger("org.apache.spark.Any").warn("it matters")
 
+def interrupt():
+    while not context.statusTracker().getActiveJobsIds():
+        time.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGINT)
+
+def work(config):
+    threading.Thread(target=interrupt).start()
+    context.parallelize([0], 1).foreach(lambda number: time.sleep(600))
+
+print(execute("prepare", with_master("local[1]"), work, print_line=False))
+while context.statusTracker().getActiveJobsIds():
+    time.sleep(0.1)
+
 spark.stop()
 try:
     session(with_master("local[many]"), "second")
@@ -79,7 +97,7 @@ except LaunchError as error:
 """
 
 
-def test_what_a_start_shows_and_a_start_that_fails() -> None:
+def test_what_a_start_shows_an_interrupt_and_a_start_that_fails(tmp_path: Path) -> None:
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -87,7 +105,7 @@ def test_what_a_start_shows_and_a_start_that_fails() -> None:
         if name not in {"JAVA_TOOL_OPTIONS", "SPARK_HOME", "SPARK_CONF_DIR", "SPARK_LOCAL_IP"}
     }
     result = subprocess.run(
-        [sys.executable, "-c", _FIRST_START],
+        [sys.executable, "-c", _FIRST_START, str(tmp_path)],
         capture_output=True,
         text=True,
         timeout=280,
@@ -103,6 +121,9 @@ def test_what_a_start_shows_and_a_start_that_fails() -> None:
     assert [line for line in lines if not re.fullmatch(progress, line)] == []
     assert "\r" not in result.stderr
     assert "Traceback" not in result.stderr
+    # whatever py4j makes of an interrupt in the middle of a call
+    assert result.stdout.startswith("130\n")
+    assert "\nprepare: interrupted\n" in result.stderr
     assert re.search(
         r"spark\.master = 'local\[many\]'\. Received: .*Could not parse Master URL: "
         r"'local\[many\]'\. Check the master",

@@ -11,7 +11,7 @@ import pytest
 from distrec import pipeline
 from distrec.config import Config, load_config, section_hash
 from distrec.errors import DataError
-from distrec.job import execute
+from distrec.job import execute, note_interrupt
 
 CONFIG = """
 name = "x"
@@ -139,3 +139,15 @@ def test_an_interrupt_is_told_as_one_whatever_comes_of_it(
     assert told == "\nprepare: interrupted\n"
     assert json.loads(output)["exit_code"] == 130
     assert json.loads(output)["message"] == "interrupted"
+
+    def lost(config: Config) -> dict[str, Any]:
+        note_interrupt()
+        raise DataError("the connection is gone")
+
+    assert execute("prepare", load_config("x.toml"), lost) == 130
+    assert capfd.readouterr().err == "\nprepare: interrupted\n"
+
+    def failed(config: Config) -> dict[str, Any]:
+        raise DataError("a later job is another matter")
+
+    assert execute("score", load_config("x.toml"), failed) == 3

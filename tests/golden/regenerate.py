@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from distrec import checkpoint
 from distrec.launch import train_locally
@@ -19,6 +20,8 @@ from tests.training import losses, make_config
 FOLDER = Path(__file__).parent
 CURVE = FOLDER / "loss_curve.json"
 CHECKPOINT = FOLDER / "checkpoint-format-1"
+DELTA_CHECKPOINT = FOLDER / "checkpoint-format-2"
+NAMES = ("step-00000001", "step-00000002")
 
 
 def curve(directory: Path) -> list[float]:
@@ -33,24 +36,32 @@ def curve(directory: Path) -> list[float]:
 
 
 def write_checkpoint(directory: Path) -> None:
-    """A tiny checkpoint of two ranks, with what must be read from it."""
+    """A full checkpoint of two ranks and a delta on it, with what must be read from them."""
     keys = {
         "model": {"embedding_dim": 4, "autoencoder_hidden": [4], "deep_hidden": [4]},
-        "train": {"max_steps": 2},
+        "loss": {"kind": "sampled_softmax", "num_negatives": 1},
+        "train": {
+            "global_batch_size": 2,
+            "max_steps": 2,
+            "checkpoint_every_steps": 1,
+            "full_checkpoint_every": 2,
+        },
         "launch": {"num_ranks": 2, "device": "cpu"},
     }
     config = make_config(directory, keys, num_users=4, num_items=8, num_cold_items=1)
     train_locally(config)
-    source = config.checkpoint_directory / "step-00000002"
-    shutil.copytree(source, CHECKPOINT / source.name)
-    model = checkpoint.load_model(source)
-    rows = checkpoint.read_rows(source, "item", 0, 6)
+    for name in NAMES:
+        shutil.copytree(config.checkpoint_directory / name, DELTA_CHECKPOINT / name)
+    delta = DELTA_CHECKPOINT / NAMES[1]
+    shards = sorted((delta / "tables" / "item").iterdir())
+    model = checkpoint.load_model(delta)
     expected = {
         "bias": model.towers["deep"].user_network.layers[0].bias.tolist(),
-        # sums of the bags [0, 3] and [5], row 0 being padding
-        "rows": [rows[3].tolist(), rows[5].tolist()],
+        # of the table of items: rows that the delta has, and all rows
+        "changed": sorted(row for file in shards for row in load_file(file)["row_ids"].tolist()),
+        "rows": checkpoint.read_rows(delta, "item", 0, 10).tolist(),
     }
-    (CHECKPOINT / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
+    (DELTA_CHECKPOINT / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 
 
 if __name__ == "__main__":

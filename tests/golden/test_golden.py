@@ -17,10 +17,13 @@ import torch
 
 from distrec import checkpoint
 from distrec.batch import Jagged
-from distrec.config import parse_config
+from distrec.config import ShardingConfig, parse_config
+from distrec.sharding.collectives import OneProcess
 from distrec.sharding.lookup import Request
+from distrec.sharding.plan import plan_tables
+from distrec.sharding.tables import EmbeddingTables
 from distrec.trainer.setup import dense_optimizer
-from tests.golden.regenerate import CHECKPOINT, CURVE, curve
+from tests.golden.regenerate import CHECKPOINT, CURVE, DELTA_CHECKPOINT, NAMES, curve
 
 
 def test_loss_curve(tmp_path: Path) -> None:
@@ -43,6 +46,30 @@ def test_a_checkpoint_of_format_1_is_readable() -> None:
     rows = tables({"x": Request("item", Jagged.from_lists([[0, 3], [5]]), "sum")})["x"]
     torch.testing.assert_close(rows, torch.tensor(expected["rows"]), atol=0, rtol=0)
     assert len(manifest.tables["item"].shards) == 2
+
+
+def test_a_delta_of_format_2_is_readable() -> None:
+    base, delta = (DELTA_CHECKPOINT / name for name in NAMES)
+    checkpoint.verify(delta)
+    manifest = checkpoint.read_checkpoint_manifest(delta)
+    assert (manifest.format_version, manifest.global_step, manifest.world_size) == (2, 2, 2)
+    assert manifest.base is not None
+    assert manifest.base.checkpoint == base.name
+    expected = json.loads((DELTA_CHECKPOINT / "expected.json").read_text())
+    model = checkpoint.load_model(delta)
+    bias = model.towers["deep"].user_network.layers[0].bias
+    assert bias.tolist() == expected["bias"]
+    rows = torch.tensor(expected["rows"])
+    assert torch.equal(checkpoint.read_rows(delta, "item", 0, len(rows)), rows)
+    differs = (checkpoint.read_rows(base, "item", 0, len(rows)) != rows).any(dim=1)
+    assert differs.nonzero().flatten().tolist() == expected["changed"]
+    # as a run on one rank goes on from it
+    one = OneProcess(torch.device("cpu"))
+    sharding = ShardingConfig.model_validate_json(json.dumps(manifest.config["sharding"]))
+    plans = plan_tables(model.table_specs(), sharding, 1)
+    tables = EmbeddingTables(plans, one, sharding, 9, one.device)
+    checkpoint.load_tables(delta, tables, plans, sharding, one.world)
+    assert torch.equal(tables.local_rows("item")[1][1:], rows[1:])
 
 
 def test_an_optimizer_with_a_parameter_less_goes_on_from_format_1() -> None:

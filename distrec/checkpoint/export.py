@@ -145,12 +145,14 @@ class TableRows:
             )
         self._table, self._entry = table, self.manifest.tables[table]
         base = read_base(path, self.manifest)
-        self._changed: list[dict[str, Tensor]] = []
+        # row numbers, mapped, and the rows
+        self._changed: list[tuple[Tensor, StoredRows]] = []
         if self.manifest.base is not None and base is not None:
             for index in range(len(self._entry.shards)):
-                shard = open_shard(path, table, self._entry, index, is_delta=True)
-                check_row_ids(path, table, self._entry, index, shard["row_ids"])
-                self._changed.append(shard)
+                row_ids = open_shard(path, table, self._entry, index, is_delta=True)["row_ids"]
+                check_row_ids(path, table, self._entry, index, row_ids)
+                file = shard_path(path, table, self._entry, index)
+                self._changed.append((row_ids, StoredRows(file, "weights")))
             path, self._entry = path.parent / self.manifest.base.checkpoint, base.tables[table]
         indexes = range(len(self._entry.shards))
         self._stored = [_stored(path, table, self._entry, index) for index in indexes]
@@ -174,10 +176,9 @@ class TableRows:
             first, last = (rows_of_shard(row, index, count) for row in (start, stop))
             offset = first * count + index - start
             stored.copy_into(first, rows[offset::count][: last - first])
-        for changed in self._changed:
-            bounds = torch.searchsorted(changed["row_ids"], torch.tensor([start, stop])).tolist()
-            own = slice(*bounds)
-            rows[changed["row_ids"][own] - start] = changed["weights"][own].to(torch.float32)
+        for row_ids, changed in self._changed:
+            first, last = torch.searchsorted(row_ids, torch.tensor([start, stop])).tolist()
+            rows[row_ids[first:last] - start] = changed.read(first, last).to(torch.float32)
         return rows
 
 

@@ -1,7 +1,7 @@
 """The evaluate job: one process measures a checkpoint and the baselines on valid and test.
 
-All are measured by the same code on the same queries, and ``metrics.json`` appears whole or not at
-all.
+All are measured by the same code on the same queries. ``metrics.json`` appears whole or not at all,
+after ``query_ranks.parquet``, whose checksum it holds.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,12 +20,12 @@ from typing import Any
 import torch
 
 from distrec import checkpoint, columns
+from distrec.baselines import check_baselines, chosen_baselines, fit_baseline
 from distrec.batch import ItemBatch
 from distrec.config import Config
 from distrec.dataset import DatasetManifest, read_manifest
 from distrec.errors import DataError
-from distrec.files import replace_text
-from distrec.metrics.baselines import ItemKNN, Popularity, check_item_knn
+from distrec.files import fsync, replace_text, sha256
 from distrec.metrics.classification import ClassificationMetrics
 from distrec.metrics.evaluation import (
     ModelScorer,
@@ -34,6 +35,7 @@ from distrec.metrics.evaluation import (
     inference,
 )
 from distrec.metrics.item_vectors import item_vectors
+from distrec.metrics.query_ranks import QueriesHash, QueryRanksWriter
 from distrec.metrics.ranking import RankingMetrics
 from distrec.reader import ExampleReader, read_items, read_queries
 from distrec.scoring.model import ScoringModel, check_same_data, open_model
@@ -43,6 +45,8 @@ logger = logging.getLogger("distrec.evaluate")
 
 MODEL = "distrec"
 QUERIES = {columns.VALID: columns.VALID_QUERIES, columns.TEST: columns.TEST_QUERIES}
+# what the indexes of queries stand for
+_INDEXED = (columns.USER_ID, columns.ITEM_ID)
 _ITEMS_PER_LOOKUP = 1 << 15
 _SUMMARY_K = 10
 _SECONDS_BETWEEN_LINES = 5.0
@@ -95,21 +99,20 @@ def run(config: Config) -> dict[str, Any]:
             "evaluate needs test queries. Received: none. Users may have too few events for the "
             "split: see prepare.split and the filters of [prepare]."
         )
-    if "item_knn" in config.evaluate.baselines:
-        check_item_knn(manifest)
+    baselines = chosen_baselines(config, manifest)
+    check_baselines(baselines, manifest)
     model = open_model(checkpoint.find(config.checkpoint_directory, config.score.checkpoint))
     check_same_data(model, manifest, config.dataset_directory)
     logger.info("checkpoint %s", model.version)
-    items = read_items(config.dataset_directory, manifest)
-    vectors = item_vectors(config.dataset_directory, manifest, items)
-    inputs = Inputs(config, manifest, items, vectors)
-    with inference(model.model):
-        scorers = _scorers(inputs, model)
-        splits = {
-            split: _measure_split(inputs, split, scorers)
-            for split in QUERIES
-            if _num_queries(manifest, split)
-        }
+    inputs = _inputs(config, manifest)
+    partial = config.query_ranks_path.with_name(f".{config.query_ranks_path.name}.{os.getpid()}")
+    try:
+        with inference(model.model), QueryRanksWriter(partial) as ranks:
+            splits = _measure(inputs, _model_scorer(inputs, model), baselines, ranks)
+        fsync(partial)
+        partial.rename(config.query_ranks_path)
+    finally:
+        partial.unlink(missing_ok=True)
     document = {
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "checkpoint": model.path.name,
@@ -117,10 +120,32 @@ def run(config: Config) -> dict[str, Any]:
         "global_step": model.manifest.global_step,
         "dataset_hash": manifest.content_hash,
         "ks": sorted(set(config.evaluate.ks)),
+        "query_ranks": {
+            "path": config.query_ranks_path.name,
+            "sha256": sha256(config.query_ranks_path),
+        },
         "splits": splits,
     }
     _write(config.metrics_path, document)
     return _summary(config, splits)
+
+
+def measure_baselines(config: Config) -> dict[str, Any]:
+    """What `run` finds of the baselines alone, from a dataset; no model, and nothing is written.
+
+    Returns:
+        As `splits` of metrics.json.
+    """
+    manifest = read_manifest(config.dataset_directory)
+    baselines = chosen_baselines(config, manifest)
+    check_baselines(baselines, manifest)
+    return _measure(_inputs(config, manifest), None, baselines, None)
+
+
+def _inputs(config: Config, manifest: DatasetManifest) -> Inputs:
+    items = read_items(config.dataset_directory, manifest)
+    vectors = item_vectors(config.dataset_directory, manifest, items)
+    return Inputs(config, manifest, items, vectors)
 
 
 def _num_queries(manifest: DatasetManifest, split: str) -> int:
@@ -135,24 +160,51 @@ def _device(config: Config) -> torch.device:
     return torch.device("cpu")
 
 
-def _scorers(inputs: Inputs, model: ScoringModel) -> dict[str, Scorer]:
-    """The model and the baselines, by the name under which they are reported."""
-    config, manifest = inputs.config, inputs.manifest
-    directory = config.dataset_directory
+def _model_scorer(inputs: Inputs, model: ScoringModel) -> ModelScorer:
     cpu = torch.device("cpu")
     vectors = encode_catalogue(model.model, model.tables, inputs.items, _ITEMS_PER_LOOKUP, cpu)
-    vectors = vectors.to(_device(config))
-    scorers: dict[str, Scorer] = {MODEL: ModelScorer(model.model, model.tables, vectors, cpu)}
-    if "popularity" in config.evaluate.baselines:
-        scorers["popularity"] = Popularity.fit(directory, manifest)
-    if "item_knn" in config.evaluate.baselines:
-        logger.info("finding the neighbours of %d items", len(inputs.items.item_index))
-        neighbors = config.evaluate.knn_neighbors
-        scorers["item_knn"] = ItemKNN.fit(directory, manifest, neighbors)
-    return scorers
+    vectors = vectors.to(_device(inputs.config))
+    return ModelScorer(model.model, model.tables, vectors, cpu)
 
 
-def _measure_split(inputs: Inputs, split: str, scorers: Mapping[str, Scorer]) -> dict[str, Any]:
+def _measure(
+    inputs: Inputs,
+    model: ModelScorer | None,
+    baselines: Sequence[str],
+    ranks: QueryRanksWriter | None,
+) -> dict[str, Any]:
+    """Every split that has queries, with the model, if there is one, and the baselines."""
+    scorers: dict[str, Scorer] = {} if model is None else {MODEL: model}
+    learnt_from: tuple[str, ...] = ()
+    results = {}
+    for split in QUERIES:
+        if not _num_queries(inputs.manifest, split):
+            continue
+        splits = _splits_for(inputs.config, split)
+        if splits != learnt_from:
+            for name in baselines:
+                # some are large: none stands beside its successor
+                scorers.pop(name, None)
+                scorers[name] = fit_baseline(name, inputs.config, inputs.manifest, splits)
+            learnt_from = splits
+        results[split] = _measure_split(inputs, split, scorers, ranks)
+        results[split]["baselines_fitted_on"] = list(splits)
+    return results
+
+
+def _splits_for(config: Config, split: str) -> tuple[str, ...]:
+    """What the baselines learn from before they are measured on a split."""
+    if split == columns.TEST and config.evaluate.fit_baselines_on_valid:
+        return (columns.TRAIN, columns.VALID)
+    return (columns.TRAIN,)
+
+
+def _measure_split(
+    inputs: Inputs,
+    split: str,
+    scorers: Mapping[str, Scorer],
+    ranks: QueryRanksWriter | None,
+) -> dict[str, Any]:
     """Every scorer on the queries of a split, which are read once; the model on its examples."""
     config, manifest = inputs.config, inputs.manifest
     total = _num_queries(manifest, split)
@@ -160,20 +212,25 @@ def _measure_split(inputs: Inputs, split: str, scorers: Mapping[str, Scorer]) ->
     queries = read_queries(
         config.dataset_directory, manifest, QUERIES[split], World(), config.evaluate.batch_size
     )
+    same = QueriesHash([manifest.vocabularies[name].sha256 for name in _INDEXED])
     done = 0
     started = last_line = time.monotonic()
     for batch in queries:
+        same.add(batch)
         for name, score in scorers.items():
-            metrics[name].update(score(batch), batch)
+            lists = metrics[name].update(score(batch), batch)
+            if ranks is not None:
+                ranks.add((split, name), done, batch, lists, metrics[name])
         done += batch.batch.batch_size
         now = time.monotonic()
         if done == total or now - last_line >= _SECONDS_BETWEEN_LINES:
             rate = done / max(now - started, 1e-9)
             logger.info("%s: %d of %d queries, %.0f/s", split, done, total, rate)
             last_line = now
-    classification = _measure_examples(inputs, split, scorers[MODEL])
+    classification = _measure_examples(inputs, split, scorers.get(MODEL))
     return {
-        "num_queries": metrics[MODEL].num_queries,
+        "num_queries": max((one.num_queries for one in metrics.values()), default=0),
+        "queries_hash": same.hexdigest(),
         "models": {
             name: {
                 "metrics": metrics[name].compute(),
@@ -185,7 +242,7 @@ def _measure_split(inputs: Inputs, split: str, scorers: Mapping[str, Scorer]) ->
     }
 
 
-def _measure_examples(inputs: Inputs, split: str, scorer: Scorer) -> dict[str, Any] | None:
+def _measure_examples(inputs: Inputs, split: str, scorer: Scorer | None) -> dict[str, Any] | None:
     """AUC, log loss and calibration of the model where the data tells negatives from positives."""
     config, manifest = inputs.config, inputs.manifest
     if not manifest.has_labels or not isinstance(scorer, ModelScorer):

@@ -19,10 +19,32 @@ class EvaluateConfig(Section):
     """Mask what the user has already had."""
     batch_size: int = Field(default=1024, ge=1)
     """Users scored at once."""
-    baselines: tuple[Literal["popularity", "item_knn"], ...] = ("popularity", "item_knn")
-    """Measured beside the model through the same code."""
+    baselines: tuple[Literal["popularity", "item_knn", "markov", "ease", "als"], ...] | None = None
+    """Measured beside the model through the same code. By default the cheap ones that the dataset
+    allows: popularity, item_knn (up to 200,000 items) and, where events have times, markov. ease
+    takes up to 30,000 items, 4 bytes a pair of items (3.6 GB at 30,000) and minutes; als is a Spark
+    job with the settings of [spark]."""
+    fit_baselines_on_valid: bool = False
+    """For test, baselines learn from valid too, which our model never does. Either way the valid
+    events are in the histories of test queries."""
     knn_neighbors: int = Field(default=100, ge=1)
     """item_knn: neighbours kept of an item."""
+    markov_length: int = Field(default=5, ge=1)
+    """markov: last items of the history that count."""
+    markov_decay: float = Field(default=0.6, gt=0, le=1)
+    """markov: weight of an item beside that of the one after it."""
+    markov_smoothing: float = Field(default=20.0, gt=0)
+    """markov: transitions that each item is lent, spread over items as all transitions are."""
+    ease_l2: float = Field(default=250.0, gt=0)
+    """ease: weight of the squared item-to-item weights."""
+    als_factors: int = Field(default=64, ge=1)
+    """als: width of the factors."""
+    als_iterations: int = Field(default=15, ge=1)
+    """als: passes over users and items."""
+    als_regularization: float = Field(default=0.1, ge=0)
+    """als: weight of squared factors, times the events of their user or item."""
+    als_alpha: float = Field(default=10.0, gt=0)
+    """als: what a user has had weighs 1 + als_alpha, all else 1."""
     cold_user_events: int = Field(default=10, ge=0)
     """Slice: a user with at most this many events is cold."""
     cold_item_count: int = Field(default=10, ge=0)

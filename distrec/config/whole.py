@@ -88,6 +88,11 @@ class Config(Section):
         return self.directory / "metrics.json"
 
     @property
+    def query_ranks_path(self) -> Path:
+        """Where evaluate writes where each query's targets were found."""
+        return self.directory / "query_ranks.parquet"
+
+    @property
     def report_path(self) -> Path:
         """Where the report is written."""
         return self.directory / "report.html"
@@ -111,6 +116,12 @@ class Config(Section):
             raise ValueError(
                 'loss.kind = "binary" needs labels. Received: neither prepare.events.label nor '
                 "prepare.label_from_rating. Name the label, or use a softmax loss"
+            )
+        if "markov" in (self.evaluate.baselines or ()) and self.prepare.events.time is None:
+            raise ValueError(
+                "the baseline markov needs prepare.events.time. Received: evaluate.baselines = "
+                f"{list(self.evaluate.baselines or ())}, no time column. Name the column, or take "
+                "markov out"
             )
         return self
 

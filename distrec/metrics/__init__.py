@@ -1,1 +1,1 @@
-"""How good recommendations are: ranking, classification and beyond accuracy, and two baselines."""
+"""How good recommendations are: ranking, classification and beyond accuracy."""

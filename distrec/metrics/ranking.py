@@ -181,8 +181,8 @@ class RankingMetrics:
         self.exclude_seen = exclude_seen
         self.cold_user_events = cold_user_events
         # by item index; what is in no catalogue has no train events
-        self._is_cold = torch.ones(num_items, dtype=torch.bool)
-        self._is_cold[FIRST_INDEX:] = item_counts.cpu() <= cold_item_count
+        self.is_cold = torch.ones(num_items, dtype=torch.bool)
+        self.is_cold[FIRST_INDEX:] = item_counts.cpu() <= cold_item_count
         free = (item_counts.cpu() < 0).nonzero()[:, 0]
         self._free = free if len(free) else None
         # a group a row: queries, targets, then each metric at each K
@@ -198,13 +198,20 @@ class RankingMetrics:
         """Queries with at least one target so far."""
         return int(self._sums[0, 0])
 
-    def update(self, scores: Tensor | Iterable[Tensor], queries: QueryBatch) -> None:
+    def is_cold_user(self, num_events: Tensor) -> Tensor:
+        """Which of B users are cold: bool, (B,)."""
+        return num_events.cpu() <= self.cold_user_events
+
+    def update(self, scores: Tensor | Iterable[Tensor], queries: QueryBatch) -> Tensor:
         """Add B queries.
 
         Args:
             scores: float, (B, num_items - FIRST_INDEX), on any device; not changed. Or that in
                 blocks of consecutive rows, when the whole is too large to be held at once.
             queries: The same B users.
+
+        Returns:
+            The lists: item indexes, int64, (B, max(ks)), best first, PADDING_INDEX at the end.
 
         Raises:
             DataError: A score is NaN, or the shapes or indexes do not fit the catalogue.
@@ -226,6 +233,7 @@ class RankingMetrics:
                 f"every query is scored. Received: {num_queries} queries, {start} rows."
             )
         self.update_lists(lists, queries.targets, queries.batch.num_events)
+        return lists
 
     def _check_shape(self, block: Tensor, fits: bool) -> None:
         width = self.num_items - FIRST_INDEX
@@ -245,9 +253,9 @@ class RankingMetrics:
         """
         cpu = torch.device("cpu")
         lists, targets, num_events = lists.to(cpu), targets.to(cpu), num_events.to(cpu)
-        bags, items = self._distinct(targets)
-        cold_target = self._is_cold[items]
-        cold_user = num_events <= self.cold_user_events
+        bags, items = self.distinct_targets(targets)
+        cold_target = self.is_cold[items]
+        cold_user = self.is_cold_user(num_events)
         cells = torch.arange(len(lists)).unsqueeze(1) * self.num_items + lists
         whole = self._group(cells, bags, items)
         self._sums[0] += whole.sum(0)
@@ -258,7 +266,7 @@ class RankingMetrics:
         if self._beyond is not None:
             self._beyond.update(lists[targets.lengths > 0])
 
-    def _distinct(self, targets: Jagged) -> tuple[Tensor, Tensor]:
+    def distinct_targets(self, targets: Jagged) -> tuple[Tensor, Tensor]:
         """Bag and item of each target, a known item once a bag, an unknown one every time."""
         bags, items = targets.bag_of_value, targets.values
         if len(items) and not 0 <= int(items.min()) <= int(items.max()) < self.num_items:

@@ -88,7 +88,14 @@ METRICS = {
     ),
     "num_examples": Metric("Examples", "Labelled examples measured.", "depends", "classification"),
 }
-MODELS = {"distrec": "distrec", "popularity": "popularity", "item_knn": "item kNN"}
+MODELS = {
+    "distrec": "distrec",
+    "popularity": "popularity",
+    "item_knn": "item kNN",
+    "markov": "Markov",
+    "ease": "EASE",
+    "als": "ALS",
+}
 SLICES = {
     "cold_users": "cold users",
     "warm_users": "warm users",

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -21,6 +22,8 @@ from distrec.checkpoint import find, read_checkpoint_manifest
 from distrec.config import Config, parse_config
 from distrec.dataset import MANIFEST, DatasetManifest, read_manifest
 from distrec.errors import CheckpointError, ConfigError, DataError
+from distrec.metrics.names import metric_names
+from distrec.metrics.query_ranks import SCHEMA, values_of
 from distrec.sharding.collectives import start
 from distrec.trainer import train
 from tests.synthetic import NUM_GROUPS, write_dataset
@@ -33,7 +36,13 @@ def make_config(directory: Path, **evaluate_options: Any) -> Config:
         "prepare": {"events": {"paths": ["none.csv"], "time": "time"}},
         "model": {"embedding_dim": 8, "autoencoder_hidden": [16], "deep_hidden": [8]},
         "train": {"global_batch_size": 256, "max_epochs": 3, "warmup_steps": 2},
-        "evaluate": {"ks": [1, 10], "batch_size": 64, "cold_item_count": 30, **evaluate_options},
+        "evaluate": {
+            "ks": [1, 10],
+            "batch_size": 64,
+            "cold_item_count": 30,
+            "cold_user_events": 12,
+            **evaluate_options,
+        },
         "launch": {"device": "cpu"},
     }
     return parse_config(document, "the test")
@@ -117,7 +126,8 @@ def test_metrics_of_the_model_and_the_baselines(run: Config) -> None:
     for split in ("valid", "test"):
         part = document["splits"][split]
         assert part["num_queries"] == 150
-        assert list(part["models"]) == ["distrec", "popularity", "item_knn"]
+        assert list(part["models"]) == ["distrec", "popularity", "item_knn", "markov"]
+        assert part["baselines_fitted_on"] == ["train"]
         values = {name: model["metrics"] for name, model in part["models"].items()}
         expected = popularity_by_pandas(run, f"{split}_queries", 10)
         assert {name: values["popularity"][name] for name in expected} == pytest.approx(expected)
@@ -140,6 +150,51 @@ def test_metrics_of_the_model_and_the_baselines(run: Config) -> None:
         test["item_knn"]["metrics"]["mrr@10"], abs=1e-6
     )
     assert not [path for path in run.directory.iterdir() if path.name.startswith(".")]
+
+
+def mean_of(table: pa.Table, group: str, ks: list[int]) -> dict[str, float]:
+    values = values_of(table, group, ks)
+    values = values[~np.isnan(values[:, 0, 0])]
+    assert not np.isnan(values).any()
+    values = values.mean(axis=0) if len(values) else np.zeros(values.shape[1:])
+    return dict(zip(metric_names(ks), values.ravel().tolist(), strict=True))
+
+
+def test_the_metrics_follow_from_the_ranks_of_each_query(run: Config) -> None:
+    evaluate.run(run)
+    document = json.loads(run.metrics_path.read_text())
+    path = run.directory / document["query_ranks"]["path"]
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == document["query_ranks"]["sha256"]
+    ranks = pq.read_table(path)
+    assert ranks.schema == SCHEMA
+    for split, part in document["splits"].items():
+        queries = read(run, f"{split}_queries")
+        for name, model in part["models"].items():
+            chosen = ranks.filter((pc.field("split") == split) & (pc.field("model") == name))
+            assert chosen["query"].to_pylist() == list(range(150))
+            assert chosen["user_index"].to_pylist() == queries["user_index"].to_list()
+            accuracy = {key: model["metrics"][key] for key in metric_names([1, 10])}
+            assert mean_of(chosen, "all", [1, 10]) == pytest.approx(accuracy)
+            for group, inner in model["slices"].items():
+                assert mean_of(chosen, group, [1, 10]) == pytest.approx(inner["metrics"])
+
+
+def test_baselines_learn_from_valid_when_asked(run: Config, tmp_path: Path) -> None:
+    options = {"baselines": ["popularity", "markov"], "fit_baselines_on_valid": True}
+    config = make_config(run.directory, **options)
+    config = config.model_copy(update={"output": str(tmp_path)})
+    for name in ("dataset", "checkpoints"):
+        (tmp_path / name).symlink_to(run.directory / name)
+    evaluate.run(run)
+    evaluate.run(config)
+    before, after = (json.loads(one.metrics_path.read_text())["splits"] for one in (run, config))
+    assert after["test"]["baselines_fitted_on"] == ["train", "valid"]
+    assert after["valid"]["baselines_fitted_on"] == ["train"]
+    assert before["test"]["queries_hash"] == after["test"]["queries_hash"]
+    for split, is_same in (("valid", True), ("test", False)):
+        for name in ("popularity", "markov"):
+            one, other = (splits[split]["models"][name]["metrics"] for splits in (before, after))
+            assert (one == other) == is_same
 
 
 def test_the_model_measures_as_it_did_in_training(
@@ -188,8 +243,8 @@ def break_queries(config: Config, manifest: dict[str, Any]) -> None:
     manifest["splits"]["test_queries"] = {"num_rows": 0, "files": []}
 
 
-def break_size(config: Config, manifest: dict[str, Any]) -> None:
-    manifest["num_items"] = 10**6
+def break_time(config: Config, manifest: dict[str, Any]) -> None:
+    manifest["has_time"] = False
 
 
 @pytest.mark.parametrize(
@@ -198,14 +253,14 @@ def break_size(config: Config, manifest: dict[str, Any]) -> None:
         (remove_best, CheckpointError, "Train first"),
         (break_vocabulary, CheckpointError, "differ in vocabulary 'item_id'"),
         (break_queries, DataError, "needs test queries. Received: none"),
-        (break_size, ConfigError, r"Received: 999,998 items.*evaluate.baselines"),
+        (break_time, ConfigError, r"without times. Take 'markov' out of evaluate.baselines"),
     ],
 )
 def test_what_cannot_be_measured_leaves_the_old_metrics(
     run: Config, tmp_path: Path, breaks: Any, error: type[Exception], message: str
 ) -> None:
     shutil.copytree(run.directory, tmp_path / "run")
-    config = run.model_copy(update={"output": str(tmp_path / "run")})
+    config = make_config(tmp_path / "run", baselines=["markov"])
     config.metrics_path.write_text("old")
     path = config.dataset_directory / MANIFEST
     manifest = json.loads(path.read_text())

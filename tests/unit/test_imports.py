@@ -16,6 +16,7 @@ ALLOWED = {
     "sharding": set(),
     "model": {"sharding"},
     "metrics": {"model", "sharding", "reader"},
+    "baselines": {"metrics", "spark"},
     "checkpoint": {"sharding", "model"},
     "trainer": {"reader", "sharding", "model", "checkpoint", "metrics", "job"},
     "scoring": {"checkpoint", "metrics", "model", "prepare", "reader", "sharding", "spark"},

@@ -6,10 +6,10 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -19,7 +19,11 @@ from distrec import __version__, pipeline
 from distrec.config import Config, load_config
 from distrec.config_reference import reference
 from distrec.errors import DistrecError
+from distrec.files import replace_text
 from distrec.job import EXIT_CODES, configure_logging, execute, override
+
+if TYPE_CHECKING:
+    from distrec.compare import Comparison, Row
 
 app = typer.Typer(
     add_completion=False,
@@ -218,6 +222,68 @@ def plan(
         typer.echo(planner.as_json(report))
     else:
         planner.show(report, Console())
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Directories of evaluated runs.", show_default=False),
+    ],
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            metavar="NAME@K",
+            help="Such as ndcg@10; may be given several times.",
+            show_default="ndcg, hr, recall and mrr at 10",
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Page to write.")] = Path("comparison.html"),
+    resamples: Annotated[int, typer.Option(min=20, help="Draws of the users.")] = 1000,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="For programs; no page is written.")
+    ] = False,
+) -> None:
+    """Runs side by side on valid and test, with intervals from a bootstrap over users."""
+    from distrec.compare import compare as compare_runs
+
+    configure_logging()
+    comparison = compare_runs(runs, metrics or (), resamples)
+    if as_json:
+        typer.echo(json.dumps(comparison.as_dict()))
+        return
+    from distrec.report.comparison import render_comparison
+
+    console = Console()
+    for (split, group), rows in comparison.parts.items():
+        if any(row.num_queries for row in rows):
+            console.print(_comparison_table(comparison, split, group, rows))
+    console.print(
+        f"+ and -: the 95 % interval of the difference to {comparison.reference} leaves out zero."
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(output, render_comparison(comparison.as_dict()))
+    console.print(str(output), soft_wrap=True)
+
+
+def _comparison_table(comparison: Comparison, split: str, group: str, rows: Sequence[Row]) -> Table:
+    users = max(row.num_queries for row in rows)
+    slice_name = "" if group == "all" else f", {group.replace('_', ' ')}"
+    table = Table(title=f"{split}{slice_name}: {users:,} users")
+    table.add_column("run")
+    for name in comparison.metrics:
+        table.add_column(name, justify="right")
+    for row in rows:
+        cells = []
+        for name, value in row.values.items():
+            difference = row.differences.get(name)
+            sign = " "
+            if difference is not None:
+                sign = "+" if difference.low > 0 else "-" if difference.high < 0 else " "
+            cells.append(f"{value.mean:.4f} ({value.low:.4f} to {value.high:.4f}) {sign}")
+        table.add_row(row.label, *cells)
+    return table
 
 
 @app.command()

@@ -181,6 +181,46 @@ def stacked_rows(
     return _svg(description, top + height * len(rows) + 4, parts)
 
 
+def interval_rows(
+    description: str,
+    rows: Sequence[str],
+    values: Sequence[tuple[float, float, float]],
+    x: Axis,
+    colors: Sequence[int] | None = None,
+) -> Markup:
+    """A point with its interval a row, over one horizontal axis.
+
+    Args:
+        description: What a reader who does not see the chart should know.
+        rows: Names, which stand above their intervals.
+        values: Of each row: mean, lower end, upper end.
+        x: The axis.
+        colors: Of each row.
+    """
+    numbers = [number for row in values for number in row if math.isfinite(number)]
+    if not numbers:
+        return empty_chart(description)
+    left, height, top = 12, 36, 4
+    across = fit(x, numbers, left, RIGHT, 5)
+    bottom = top + height * len(rows)
+    parts = []
+    for tick in across.ticks:
+        kind = "base" if tick == 0 else "grid"
+        parts.append(_line(kind, across(tick), across(tick), top, bottom))
+        parts.append(_text(across(tick), bottom + 16, x.tick(tick), "tick", "middle"))
+    for place, (mean, low, high) in enumerate(values):
+        y = top + place * height
+        color = colors[place] if colors else place
+        parts.append(_text(left, y + 13, rows[place], "label", "start"))
+        if not all(map(math.isfinite, (mean, low, high))):
+            continue
+        tip = f"{rows[place]}: {x.exact(mean)}, {x.exact(low)} to {x.exact(high)}"
+        parts.append(_line(f"line {color_class(color)}", across(low), across(high), y + 24, y + 24))
+        parts.append(_circle(across(mean), y + 24, "dot", color, tip))
+    parts.append(_text((left + RIGHT) / 2, bottom + 36, x.label, "axis", "middle"))
+    return _svg(description, bottom + 42, parts)
+
+
 def empty_chart(description: str) -> Markup:
     """Stands where there is nothing to draw."""
     return _svg(
@@ -214,11 +254,7 @@ def _horizontal_grid(scale: Scale, axis: Axis) -> Markup:
     for tick in scale.ticks:
         y = scale(tick)
         kind = "base" if tick == scale.ticks[0] else "grid"
-        lines.append(
-            Markup('<line class="{}" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(
-                kind, LEFT, RIGHT, y, y
-            )
-        )
+        lines.append(_line(kind, LEFT, RIGHT, y, y))
         lines.append(_text(LEFT - 7, y + 4, axis.tick(tick), "tick", "end"))
     return Markup("").join(lines)
 
@@ -233,11 +269,7 @@ def _vertical_ticks(scale: Scale, axis: Axis, ticks: Sequence[float]) -> Markup:
             continue
         last = x
         anchor = "end" if x > RIGHT - 12 else "middle"
-        marks.append(
-            Markup('<line class="base" x1="{:.1f}" x2="{:.1f}" y1="{}" y2="{}"/>').format(
-                x, x, BOTTOM, BOTTOM + 4
-            )
-        )
+        marks.append(_line("base", x, x, BOTTOM, BOTTOM + 4))
         marks.append(_text(min(x, RIGHT + 8), BOTTOM + 19, axis.tick(tick), "tick", anchor))
     return Markup("").join(marks)
 
@@ -257,6 +289,12 @@ def _rect(x: float, y: float, width: float, height: float, color: str, tip: str)
         '<rect class="fill {}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="1.5">'
         "<title>{}</title></rect>"
     ).format(color, x, y, width, max(height, 0.0), tip)
+
+
+def _line(kind: str, x1: float, x2: float, y1: float, y2: float) -> Markup:
+    return Markup('<line class="{}" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>').format(
+        kind, x1, x2, y1, y2
+    )
 
 
 def _polyline(points: str, color: int) -> Markup:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from distrec.config.section import Section
 
@@ -36,10 +36,13 @@ class ShardingConfig(Section):
     """Size of the weights, in MiB, up to which auto replicates a table."""
     tables: Mapping[str, Literal["row_wise", "replicated"]] = {}
     """Placement of single tables, by name; goes before `placement`."""
-    hot_rows: Mapping[str, Annotated[int, Field(ge=0)]] = {}
+    hot_rows: Literal["auto"] | Mapping[str, int | Literal["auto"]] = {}
     """Table -> H: its rows [0, H), the most frequent ids, are on every rank as well, and only the
     others travel. A table with H at or above its rows is replicated; no effect on a replicated
-    table or on one rank."""
+    table or on one rank. "auto", for a table or in place of them all: the H of `distrec plan`,
+    found again from the frequencies for each number of ranks. It saves row numbers only, 0.1 % of
+    the bytes on Zipf ids, and a step takes as long or longer (benchmarks/hot_tier.py); so
+    no table has one unless asked."""
     exchange_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Of rows and row gradients on their way between ranks; sums are fp32. fp16: rows within a
     factor of 1 +- 2^-11 (below 2^-14 within 2^-25, beyond 65504 infinite, which stops the run),
@@ -59,6 +62,19 @@ class ShardingConfig(Section):
     """Of the weights; optimizer state is fp32."""
     cpu_offload: bool = False
     """GPU: keep tables in host memory with a cache on the device (FBGEMM's UVM caching)."""
+
+    @field_validator("hot_rows", mode="before")
+    @classmethod
+    def _hot_rows(cls, value: Any) -> Any:
+        # one message in place of one for each type that it might have been
+        by_table = value if isinstance(value, Mapping) else {"every table": value}
+        numbers = [one for one in by_table.values() if one != "auto"]
+        if not numbers or (by_table is value and all(type(n) is int and n >= 0 for n in numbers)):
+            return value
+        raise ValueError(
+            'hot_rows is "auto", or for each table "auto" or a number of rows from 0 on. Received: '
+            f"{value!r}"
+        )
 
 
 class ModelConfig(Section):

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distrec import columns as c
+from distrec import pulse
 from distrec.batch import Batch, ItemBatch
 from distrec.dataset import DatasetManifest
 from distrec.reader.decode import Rows, decode, to_batch, to_items
@@ -80,4 +81,5 @@ def _stream(
     for file in open_split(directory, manifest, split, layout):
         parquet = pq.ParquetFile(file.path)
         for batch in parquet.iter_batches(batch_size=num_rows, columns=list(layout.columns)):
+            pulse.beat()
             yield decode(pa.Table.from_batches([batch]), layout, str(file.path))

@@ -18,7 +18,7 @@ from distrec.planner.dataset import Sample, read_catalogue, read_sample
 from distrec.planner.lookups import StepLookups, step_lookups
 from distrec.planner.memory import Memory, ModelSize, rank_memory
 from distrec.sharding import sizing
-from distrec.sharding.plan import TablePlan, plan_tables
+from distrec.sharding.plan import TablePlan, has_chosen_hot_rows, plan_tables
 from distrec.sharding.sizing import RowChances, TableCost, Wire
 
 # beyond this many, more ranks are no answer
@@ -150,6 +150,14 @@ def _network_bytes(costs: Mapping[str, TableCost]) -> float:
     return sum(float(cost.network_bytes.mean()) for cost in costs.values())
 
 
+def _table_bytes(
+    plans: Sequence[TablePlan], rows: Mapping[str, RowChances], world_size: int, wire: Wire
+) -> float:
+    """Bytes a rank and step that the network sees for the tables, headers included."""
+    headers = sizing.header_bytes(plans, world_size)
+    return headers + _network_bytes(step_costs(plans, rows, world_size, wire))
+
+
 def _ranks(
     sizer: Sizer, plans: Sequence[TablePlan], costs: dict[str, TableCost], world_size: int
 ) -> tuple[RankReport, ...]:
@@ -203,10 +211,46 @@ class Sizer:
         self.model = model_size(self._module)
         self._sample = self._read(self._batch_rows(least_ranks))
         self._lookups: dict[int, StepLookups] = {}
+        self._hot_rows: dict[int, Mapping[str, int]] = {}
 
     def plans(self, world_size: int) -> tuple[TablePlan, ...]:
         """As training plans."""
-        return plan_tables(self._specs, self.config.sharding, world_size)
+        return self._plans(world_size, self.hot_rows(world_size))
+
+    def hot_rows(self, world_size: int) -> Mapping[str, int]:
+        """H of the tables whose H is "auto": with it, the network is expected to see fewer bytes.
+
+        Tables of one width gain or lose together: in one step the hot rows of all are summed, or
+        those of all are sent where they were used.
+        """
+        if world_size not in self._hot_rows:
+            self._hot_rows[world_size] = self._find_hot_rows(world_size)
+        return self._hot_rows[world_size]
+
+    def _find_hot_rows(self, world_size: int) -> Mapping[str, int]:
+        sharding = self.config.sharding
+        plain = self._plans(world_size, {})
+        wanted = [plan for plan in plain if has_chosen_hot_rows(plan.name, sharding)]
+        chosen: Mapping[str, int] = {}
+        if world_size == 1 or not wanted:
+            return chosen
+        rows = {name: table.rows for name, table in self.lookups(world_size).tables.items()}
+        wire = sizing.wire_of(plain, world_size, sharding.exchange_precision)
+
+        def cost(hot_rows: Mapping[str, int]) -> float:
+            return _table_bytes(self._plans(world_size, hot_rows), rows, world_size, wire)
+
+        for width in sorted({plan.embedding_dim for plan in wanted}):
+            best = {
+                plan.name: sizing.best_hot_rows(plan, rows[plan.name], world_size, wire)
+                for plan in wanted
+                if plan.embedding_dim == width
+            }
+            chosen = min(chosen, {**chosen, **best}, key=cost)
+        return {name: number for name, number in chosen.items() if number}
+
+    def _plans(self, world_size: int, hot_rows: Mapping[str, int]) -> tuple[TablePlan, ...]:
+        return plan_tables(self._specs, self.config.sharding, world_size, hot_rows)
 
     def lookups(self, world_size: int) -> StepLookups:
         """Of one rank in a full step."""

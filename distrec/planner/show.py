@@ -73,7 +73,7 @@ def _hot_tier(report: Report) -> str:
     tables = ", ".join(f"{name} = {number}" for name, number in best.items())
     saved = 1 - report.best_network_bytes / report.table_network_bytes
     return (
-        f"Hot tiers that send the fewest bytes: sharding.hot_rows = {{ {tables} }}, "
+        f'Hot tiers that send the fewest bytes: sharding.hot_rows = {{ {tables} }} or "auto", '
         f"{saved:.1%} less for the tables than as planned."
     )
 

@@ -9,7 +9,7 @@ tier: its first rows are on every rank, and the others as before.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -112,7 +112,10 @@ def state_width(optimizer: str, embedding_dim: int) -> int:
 
 
 def plan_tables(
-    specs: Sequence[TableSpec], config: ShardingConfig, world_size: int
+    specs: Sequence[TableSpec],
+    config: ShardingConfig,
+    world_size: int,
+    chosen_hot_rows: Mapping[str, int] | None = None,
 ) -> tuple[TablePlan, ...]:
     """Decide where every table lies.
 
@@ -120,6 +123,7 @@ def plan_tables(
         specs: The model's tables.
         config: Section [sharding].
         world_size: N.
+        chosen_hot_rows: H of tables whose H is "auto" in `config`; 0 where nothing is given.
 
     Returns:
         One plan a spec, in their order.
@@ -129,7 +133,22 @@ def plan_tables(
             is not a multiple of 4.
     """
     _check_names([spec.name for spec in specs], config)
-    return tuple(_plan(spec, config, world_size) for spec in specs)
+    chosen = chosen_hot_rows or {}
+    return tuple(
+        _plan(spec, config, world_size, _hot_rows(spec.name, config, chosen)) for spec in specs
+    )
+
+
+def has_chosen_hot_rows(table: str, config: ShardingConfig) -> bool:
+    """Whether the H of a table is "auto"."""
+    hot_rows = config.hot_rows
+    return (hot_rows if isinstance(hot_rows, str) else hot_rows.get(table)) == "auto"
+
+
+def _hot_rows(table: str, config: ShardingConfig, chosen: Mapping[str, int]) -> int:
+    hot_rows = chosen if has_chosen_hot_rows(table, config) else config.hot_rows
+    assert not isinstance(hot_rows, str)
+    return int(hot_rows.get(table, 0))
 
 
 def bytes_per_rank(plans: Sequence[TablePlan], world_size: int) -> tuple[int, ...]:
@@ -143,7 +162,8 @@ def _check_names(names: list[str], config: ShardingConfig) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(f"tables have names of their own. Received twice: {twice}. Rename them.")
-    for key, named in (("tables", config.tables), ("hot_rows", config.hot_rows)):
+    hot_rows = {} if isinstance(config.hot_rows, str) else config.hot_rows
+    for key, named in (("tables", config.tables), ("hot_rows", hot_rows)):
         for name in named:
             if name not in names:
                 near = difflib.get_close_matches(name, names, n=1)
@@ -153,7 +173,7 @@ def _check_names(names: list[str], config: ShardingConfig) -> None:
                 raise ConfigError(f"unknown table {name!r} in sharding.{key}. {hint}")
 
 
-def _plan(spec: TableSpec, config: ShardingConfig, world_size: int) -> TablePlan:
+def _plan(spec: TableSpec, config: ShardingConfig, world_size: int, hot_rows: int) -> TablePlan:
     if spec.num_embeddings < 1:
         raise ConfigError(
             "a table has at least one row. Received: num_embeddings="
@@ -166,7 +186,6 @@ def _plan(spec: TableSpec, config: ShardingConfig, world_size: int) -> TablePlan
             f"{spec.embedding_dim} (table {spec.name!r}). Use {wider}."
         )
     placement = _placement(spec, config, world_size)
-    hot_rows = config.hot_rows.get(spec.name, 0)
     if hot_rows >= spec.num_embeddings:
         placement = "replicated"
     if placement == "row_wise" and spec.num_embeddings < world_size:

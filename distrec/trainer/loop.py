@@ -87,6 +87,7 @@ def train(config: Config, collectives: Collectives, beat: Beat = lambda phase: N
         "train.inputs", lambda: setup.read_inputs(config, world.world_size), collectives
     )
     setup.check_agreement(inputs, collectives)
+    inputs = setup.choose_hot_rows(inputs, collectives)
     beat("looking for a checkpoint")
     start = find_start(inputs, collectives)
     saved = together(

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 
 from distrec import checkpoint, columns
 from distrec.batch import ItemBatch
+from distrec.checkpoint.together import together
 from distrec.config import Config, section_hash
 from distrec.dataset import DatasetManifest, read_manifest
 from distrec.errors import DataError, TrainingError
 from distrec.model import ModelSpec, Objective, UnifiedModel, resolve_loss_kind
+from distrec.planner import Sizer
 from distrec.reader import ExampleReader, read_items
 from distrec.sharding.collectives import Collectives
-from distrec.sharding.plan import TablePlan, plan_tables
+from distrec.sharding.plan import TablePlan, TableSpec, has_chosen_hot_rows, plan_tables
 from distrec.sharding.tables import EmbeddingTables
 from distrec.trainer.identity import TRAINED_SECTIONS, resume_hash
 from distrec.trainer.validation import Validator, check_labels, check_metric
 
 PLAN_LOG = "plan.json"
+
+logger = logging.getLogger("distrec.train")
 
 
 @dataclass(frozen=True)
@@ -101,17 +107,47 @@ def read_inputs(config: Config, world_size: int) -> Inputs:
     check_labels(config, manifest)
     spec = ModelSpec.from_manifest(manifest)
     resolve_loss_kind(spec, config.loss)
-    # on the meta device: the tables' sizes without the memory of the dense part
-    with torch.device("meta"):
-        specs = UnifiedModel(spec, config.model).table_specs()
     return Inputs(
         config=config,
         manifest=manifest,
         items=read_items(config.dataset_directory, manifest, config.reader.verify),
         spec=spec,
-        plans=plan_tables(specs, config.sharding, world_size),
+        plans=plan_tables(_table_specs(spec, config), config.sharding, world_size),
         identity=_identity(config, manifest, spec),
     )
+
+
+def _table_specs(spec: ModelSpec, config: Config) -> tuple[TableSpec, ...]:
+    # on the meta device: the tables' sizes without the memory of the dense part
+    with torch.device("meta"):
+        return UnifiedModel(spec, config.model).table_specs()
+
+
+def choose_hot_rows(inputs: Inputs, collectives: Collectives) -> Inputs:
+    """Put the planner's H where sharding.hot_rows is "auto". Collective.
+
+    Rank 0 finds them for all, so that no rounding of another machine gives another plan.
+
+    Raises:
+        DistrecError: On every rank, when rank 0 cannot read what it needs.
+    """
+    config, world = inputs.config, collectives.world
+    if world.world_size == 1 or not any(
+        has_chosen_hot_rows(plan.name, config.sharding) for plan in inputs.plans
+    ):
+        return inputs
+
+    def find() -> Mapping[str, int]:
+        return Sizer(config, world.world_size).hot_rows(world.world_size) if world.is_first else {}
+
+    found = together("train.hot_rows", find, collectives)
+    chosen = collectives.broadcast_object(found, "train.hot_rows.chosen")
+    if world.is_first:
+        tables = ", ".join(f"{name} {number}" for name, number in chosen.items())
+        logger.info("rows that every rank keeps: %s", tables or "none would send fewer bytes")
+    specs = _table_specs(inputs.spec, config)
+    plans = plan_tables(specs, config.sharding, world.world_size, chosen)
+    return replace(inputs, plans=plans)
 
 
 def _identity(config: Config, manifest: DatasetManifest, spec: ModelSpec) -> checkpoint.Identity:

@@ -29,12 +29,16 @@ SECTIONS: dict[str, dict[str, Any]] = {
     },
     "train": {"global_batch_size": 240},
 }  # fmt: skip
-# loss -> keys of [loss] and of [sharding]: a hot tier that is summed, and one that is sent as used
+# keys of [loss] and of [sharding]
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "softmax": ({}, {"hot_rows": {"item": 200}}),
-    "sampled_softmax": ({"num_negatives": 150}, {"hot_rows": {"user": 300}}),
-    "binary": ({}, {"exchange_precision": "fp16"}),
-}
+    "a tier that is summed": ({"kind": "softmax"}, {"hot_rows": {"item": 200}}),
+    "a tier that is sent as used": (
+        {"kind": "sampled_softmax", "num_negatives": 150}, {"hot_rows": {"user": 300}},
+    ),
+    "fp16": ({"kind": "binary"}, {"exchange_precision": "fp16"}),
+    "no tier": ({"kind": "softmax"}, {}),
+    "the planner's tier": ({"kind": "softmax"}, {"hot_rows": "auto"}),
+}  # fmt: skip
 DATASET = {"num_users": 400, "num_items": 300, "labels": True}
 
 
@@ -42,18 +46,19 @@ def config_of(directory: Path, case: str) -> Config:
     loss, sharding = CASES[case]
     sections = {
         **SECTIONS,
-        "loss": {"kind": case, **loss},
+        "loss": loss,
         "sharding": {**SECTIONS["sharding"], **sharding},
     }
     return make_config(directory, sections, **DATASET)
 
 
 def count_on_ranks(collectives: Collectives, directory: str) -> dict[str, list[float]]:
-    """Bytes a full step that this rank sent, with how often it was the rank's turn, by loss."""
+    """Bytes a full step that this rank sent, and how many such steps there were, by case."""
     counted = {}
-    for loss in CASES:
-        config = config_of(Path(directory), loss)
+    for case in CASES:
+        config = config_of(Path(directory), case)
         inputs = setup.read_inputs(config, collectives.world.world_size)
+        inputs = setup.choose_hot_rows(inputs, collectives)
         run = setup.build(inputs, collectives, None)
         steps, full_size, global_step = [], config.train.global_batch_size, 0
         for epoch in range(NUM_EPOCHS):
@@ -64,20 +69,22 @@ def count_on_ranks(collectives: Collectives, directory: str) -> dict[str, list[f
                 # the last step of an epoch has what is left
                 if result.num_rows == full_size:
                     steps.append(run.tables.exchanged_bytes - before)
-        counted[loss] = [sum(steps) / len(steps), float(len(steps))]
+        counted[case] = [sum(steps) / len(steps), float(len(steps))]
     return counted
 
 
 def test_predicted_bytes_are_those_that_ranks_exchange(tmp_path: Path) -> None:
-    config_of(tmp_path, "softmax")
+    config_of(tmp_path, "no tier")
     answers = run_ranks(
         NUM_RANKS, "tests.parallel.test_planner:count_on_ranks", {"directory": str(tmp_path)},
         tmp_path,
     )  # fmt: skip
-    for loss in CASES:
-        report = plan_run(config_of(tmp_path, loss), NUM_RANKS)
+    for case in CASES:
+        report = plan_run(config_of(tmp_path, case), NUM_RANKS)
         for rank, answer in enumerate(answers):
-            sent, num_steps = answer[loss]
+            sent, num_steps = answer[case]
             assert num_steps >= 40
             predicted = report.ranks[rank].sent_bytes
-            assert predicted == pytest.approx(sent, rel=TOLERANCE), (loss, rank)
+            assert predicted == pytest.approx(sent, rel=TOLERANCE), (case, rank)
+    for answer in answers:
+        assert answer["the planner's tier"][0] < answer["no tier"][0]

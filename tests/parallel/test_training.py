@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,11 @@ def resume_body(collectives: Collectives, directory: str, two_ranks: str) -> dic
         train(ahead, collectives)
     answers["ahead"] = hashes(ahead, 8)
     answers["hot"] = train_hot(collectives, Path(directory))
+    chosen = resume_config(Path(directory), "chosen", {"hot_rows": "auto"})
+    train(chosen, collectives)
+    answers["hot"]["chosen"] = largest_difference(chosen, config)
+    tables = json.loads((chosen.logs_directory / setup.PLAN_LOG).read_text())["tables"]
+    answers["placements"] = {table["name"]: table["placement"] for table in tables}
     # nothing is learned, so that patience ends the run while row numbers are on their way
     still = {"prefetch_ids": True, "learning_rate": 1e-12}
     every = {"evaluate_every_steps": 1, "early_stopping_patience": 1, "learning_rate": 1e-12}
@@ -157,7 +163,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str
         for kind in KINDS:
             # once and before the ranks, which would write it at the same time
             curve_config(directory, kind)
-        for name in ("resume", "ahead", "hot", "still"):
+        for name in ("resume", "ahead", "hot", "chosen", "still"):
             make_config(directory / name)
         name = "resume_body" if num_ranks == 2 else "body"
         found[num_ranks] = run_ranks(
@@ -206,8 +212,12 @@ def test_row_numbers_sent_ahead_change_no_bit(answers: dict[int, list[dict[str, 
     assert all(answer["still"] == [2, True] for answer in answers[2])
 
 
-def test_a_run_goes_on_without_its_hot_tier(answers: dict[int, list[dict[str, Any]]]) -> None:
+def test_a_hot_tier_changes_nothing_and_a_run_goes_on_without_it(
+    answers: dict[int, list[dict[str, Any]]],
+) -> None:
     assert all(max(answer["hot"].values()) < 1e-6 for answer in answers[2])
+    # every item is a candidate of every step: the planner's tier is the whole table
+    assert all(answer["placements"]["item"] == "replicated" for answer in answers[2])
 
 
 def test_every_rank_comes_to_the_same_result(answers: dict[int, list[dict[str, Any]]]) -> None:

@@ -76,6 +76,13 @@ def test_overrides_are_toml_values_or_strings() -> None:
             "prepare.events.context=[{column='A', kind='text'}, {column='a', kind='text'}]",
             "feature names of one side differ. Received twice: ['a'] (context). Set name",
         ),
+        (
+            "sharding.hot_rows={user='some'}",
+            'hot_rows is "auto", or for each table "auto" or a number of rows from 0 on. Received: '
+            "{'user': 'some'}. (sharding.hot_rows in",
+        ),
+        ("sharding.hot_rows={user='auto', item=-1}", "{'user': 'auto', 'item': -1}"),
+        ("sharding.hot_rows=3", "from 0 on. Received: 3. (sharding.hot_rows in"),
         ("launch.hosts=['a:1']", "Received: num_ranks = 2, 1 slots in ['a:1']"),
         ("prepare.events.header=false", "csv without a header needs column_names"),
         ("train", "--set takes key=value. Received: 'train'."),

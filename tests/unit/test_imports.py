@@ -18,7 +18,7 @@ ALLOWED = {
     "metrics": {"model", "sharding", "reader"},
     "baselines": {"metrics", "spark"},
     "checkpoint": {"sharding", "model"},
-    "trainer": {"reader", "sharding", "model", "checkpoint", "metrics", "job"},
+    "trainer": {"reader", "sharding", "model", "checkpoint", "metrics", "job", "planner"},
     "scoring": {"checkpoint", "metrics", "model", "prepare", "reader", "sharding", "spark"},
     "report": set(),
     "planner": {"reader", "sharding", "model"},

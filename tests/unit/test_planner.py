@@ -17,9 +17,11 @@ from distrec.errors import ConfigError, DataError
 from distrec.model import ModelSpec, UnifiedModel
 from distrec.planner import parse_bandwidth, parse_bytes, plan_run
 from distrec.planner.dataset import read_sample
+from distrec.planner.lookups import TableLookups
 from distrec.planner.plan import Sizer
 from distrec.planner.units import format_bytes
 from distrec.sharding.plan import bytes_per_rank
+from distrec.sharding.sizing import RowChances
 from distrec.trainer.setup import read_inputs
 from tests.training import make_config, write_config
 
@@ -94,6 +96,31 @@ def test_look_ups_are_those_of_the_model(tmp_path: Path) -> None:
     assert found.num_candidates == trained - 2
     assert found.tables["user"].num_ids == 720
     assert found.tables["item_history"].num_ids == len(sample.history.values)
+
+
+def test_hot_rows_that_are_left_to_the_planner(tmp_path: Path) -> None:
+    tables = {"user": "row_wise", "item": "row_wise", "item_history": "row_wise"}
+
+    def sizer(hot_rows: object, item: int = 30) -> Sizer:
+        result = Sizer(
+            make_config(tmp_path, {"sharding": {"tables": tables, "hot_rows": hot_rows}})
+        )
+        found = result.lookups(2)
+        # the first items, and the first 40 of histories, are in every step, the others in few
+        for table, number in (("item", item), ("item_history", 40)):
+            rows = RowChances(np.array([1, number]), np.array([number - 1, 2]), np.array([1, 0.1]))
+            found.tables[table] = TableLookups(0.0, rows)  # type: ignore[index]
+        return result
+
+    best = {"item": 30, "item_history": 40}
+    assert {k: v for k, v in sizer("auto").hot_rows(2).items() if k in best} == best
+    chosen = sizer({"item": "auto", "item_history": 3})
+    assert chosen.hot_rows(2) == {"item": 30}
+    held = {plan.name: plan.hot_rows for plan in chosen.plans(2)}
+    assert (held["item"], held["item_history"], held["user"]) == (30, 3, 0)
+    # its count in the header takes more than it saves
+    assert sizer({"item": "auto"}, item=20).hot_rows(2) == {}
+    assert sizer("auto").hot_rows(1) == sizer({}).hot_rows(2) == {}
 
 
 def test_the_fewest_ranks_are_the_fewest(tmp_path: Path) -> None:

@@ -110,6 +110,13 @@ def test_a_hot_tier_is_on_every_rank_beside_its_share() -> None:
     # a tier of every row is a replicated table
     assert (plans[1].placement, plans[1].hot_rows) == ("replicated", 0)
     assert bytes_per_rank(plans, 3) == ((6 + 5) * 8 * 4,) * 3
+    # what is left to be chosen is what was chosen, or none
+    for asked in ("auto", {"a": "auto", "all": 2}):
+        section = config(placement="row_wise", hot_rows=asked)
+        chosen = plan_tables(specs, section, 3, {"a": 4, "all": 5})
+        assert chosen[0].hot_rows == 4
+        assert chosen[1].placement == ("replicated" if asked == "auto" else "row_wise")
+        assert plan_tables(specs, section, 3)[0].hot_rows == 0
     # one rank keeps nothing twice
     assert plan_tables(specs[:1], config(hot_rows={"a": 4}), 1)[0].held_rows(0, 1) == (range(10),)
 

@@ -226,7 +226,7 @@ def build(inputs: Inputs, collectives: Collectives, lanes: int | None) -> Run:
 
 
 def dense_optimizer(model: torch.nn.Module, config: Config) -> torch.optim.Optimizer:
-    """The optimizer of what is trained of the dense part; its rate is set at every step."""
+    """The optimizer of the dense part; its learning rate is set at every step."""
     train = config.train
     kinds: dict[str, type[torch.optim.Optimizer]] = {
         "adamw": torch.optim.AdamW,
@@ -234,8 +234,8 @@ def dense_optimizer(model: torch.nn.Module, config: Config) -> torch.optim.Optim
         "sgd": torch.optim.SGD,
     }
     settings = {"lr": train.learning_rate, "weight_decay": train.weight_decay}
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return kinds[train.optimizer](trained, **settings)  # type: ignore[arg-type]
+    # those that are not trained as well: there may be no other, and a list must not be empty
+    return kinds[train.optimizer](model.parameters(), **settings)  # type: ignore[arg-type]
 
 
 def write_plan(inputs: Inputs, world_size: int) -> None:

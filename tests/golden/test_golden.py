@@ -80,7 +80,5 @@ def test_an_optimizer_with_a_parameter_less_goes_on_from_format_1() -> None:
     model.global_bias.requires_grad_(False)
     optimizer = dense_optimizer(model, config)
     checkpoint.load_dense(path, model, optimizer)
-    trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-    assert set(optimizer.state) == trained
-    assert len(trained) == len(list(model.parameters())) - 1
+    assert set(optimizer.state) == set(model.parameters()) - {model.global_bias}
     assert float(model.global_bias.detach()) != 0

@@ -260,6 +260,9 @@ def test_the_global_bias_is_trained_where_it_has_an_effect(tmp_path: Path, label
     stored = load_file(path / "dense.safetensors")
     assert bool(stored["parameter/global_bias"]) == labels
     assert ("optimizer/global_bias/exp_avg" in stored) == labels
+    # a model without another dense parameter
+    keys = {"model": {"towers": ["cf"]}, "train": {"max_steps": 1}}
+    assert run(make_config(tmp_path / "cf", keys, labels=labels)).steps == 1
 
 
 def test_a_dataset_smaller_than_the_lanes(tmp_path: Path) -> None:

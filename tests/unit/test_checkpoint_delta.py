@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -14,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from distrec import checkpoint
 from distrec.batch import Jagged
-from distrec.checkpoint import shards
-from distrec.checkpoint.manifest import table_directory
+from distrec.checkpoint import files, shards
+from distrec.checkpoint.manifest import TableEntry, table_directory
 from distrec.config import ShardingConfig
 from distrec.errors import CheckpointError
 from distrec.files import sha256
@@ -85,8 +86,10 @@ def test_a_delta_holds_what_was_trained_since_the_full_one(saved: list[Path]) ->
 @pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adagrad", "sgd"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_base_and_delta_are_bit_equal_to_a_full_one(
-    tmp_path: Path, optimizer: str, precision: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, precision: str
 ) -> None:
+    # two rows or less at once
+    monkeypatch.setattr(files, "CHUNK_BYTES", 72)
     sharding = ShardingConfig(optimizer=optimizer, precision=precision)  # type: ignore[arg-type]
     parts = make_parts(sharding)
     series = make_series(tmp_path / "deltas", parts, 3)
@@ -182,6 +185,13 @@ def chain(paths: list[Path]) -> None:
     (paths[1] / "manifest.json").write_text(json.dumps(document))
 
 
+def reshape(paths: list[Path]) -> None:
+    """A delta that says that its table has a row more than its base's."""
+    document = json.loads((paths[1] / "manifest.json").read_text())
+    document["tables"]["user"]["num_embeddings"] += 1
+    (paths[1] / "manifest.json").write_text(json.dumps(document))
+
+
 def lead_out(paths: list[Path]) -> None:
     document = json.loads((paths[1] / "manifest.json").read_text())
     document["base"]["checkpoint"] = "../" + paths[0].name
@@ -195,6 +205,7 @@ def lead_out(paths: list[Path]) -> None:
         (replace, "is another one of this name"),
         (chain, "is another one of this name"),
         (lead_out, "String should match pattern"),
+        (reshape, "a delta has the tables of its base|and state width that it was saved with"),
         (lambda paths: change(paths, row_ids=torch.tensor([5, 2])), "row numbers of shard 0 of 1"),
         (lambda paths: change(paths, row_ids=torch.tensor([2, 2])), "row numbers of shard 0 of 1"),
         (lambda paths: change(paths, row_ids=torch.tensor([2, 11])), "row numbers of shard 0 of 1"),
@@ -216,6 +227,25 @@ def test_what_does_not_fit_is_refused(
     parts = make_parts(ShardingConfig())
     with pytest.raises(CheckpointError, match=message):
         load(saved[1], parts)
+
+
+@pytest.mark.parametrize(
+    ("row_ids", "fits"), [([1, 3, 9], True), ([1, 4, 9], False), ([0, 2], False), ([], True)]
+)
+def test_row_numbers_are_those_of_their_shard(row_ids: list[int], fits: bool) -> None:
+    """The second shard of two has the odd rows."""
+    shard = {"path": "x", "num_bytes": 1, "sha256": "0" * 64, "num_rows": len(row_ids)}
+    table = TableEntry.model_validate(
+        {
+            "num_embeddings": 10, "embedding_dim": 4, "precision": "fp32", "optimizer": "sgd",
+            "state_dim": 0, "placement": "row_wise",
+            "shards": ({**shard, "index": 0}, {**shard, "index": 1}),
+        }
+    )  # fmt: skip
+    expected = contextlib.nullcontext() if fits else pytest.raises(CheckpointError, match="leave 1")
+    with expected:
+        numbers = torch.tensor(row_ids, dtype=torch.int64)
+        shards.check_row_ids(Path("c"), "t", table, 1, numbers)
 
 
 def test_training_with_deltas_ends_where_training_without_does(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from distrec.errors import ConfigError, DataError
 from distrec.model import ModelSpec, UnifiedModel
 from distrec.planner import parse_bandwidth, parse_bytes, plan_run
 from distrec.planner.dataset import read_sample
-from distrec.planner.lookups import TableLookups
+from distrec.planner.lookups import TableLookups, _Collected
 from distrec.planner.plan import Sizer
 from distrec.planner.units import format_bytes
 from distrec.sharding.plan import bytes_per_rank
@@ -123,13 +123,41 @@ def test_hot_rows_that_are_left_to_the_planner(tmp_path: Path) -> None:
     assert sizer("auto").hot_rows(1) == sizer({}).hot_rows(2) == {}
 
 
+def test_the_unknown_row_is_looked_up_in_every_step_where_ids_are_withheld(tmp_path: Path) -> None:
+    config = make_config(tmp_path, {"model": {"id_dropout": 0.1}, "loss": {"kind": "softmax"}})
+    for table in ("user", "item"):
+        rows = Sizer(config).lookups(4).tables[table].rows
+        assert (rows.first_ids[0], rows.chances[0]) == (1, 1.0)
+
+
+def test_items_that_train_never_saw_are_not_drawn(tmp_path: Path) -> None:
+    config = make_config(tmp_path, {"loss": {"kind": "sampled_softmax", "num_negatives": 500}})
+    rows = Sizer(config).lookups(2).tables["item"].rows
+    # they would look up row 1
+    assert rows.first_ids[0] == 2
+
+
+def test_chances_of_a_row_in_two_pieces_add_up() -> None:
+    collected = _Collected()
+    for ids in ([2, 3], [3, 5]):
+        collected.add(np.array(ids), np.log([0.5, 0.5]))
+    rows = collected.chances()
+    assert rows.first_ids.tolist() == [2, 3, 5]
+    assert rows.chances == pytest.approx([0.5, 0.75, 0.5])
+
+
 def test_the_fewest_ranks_are_the_fewest(tmp_path: Path) -> None:
     config = make_config(tmp_path, {"model": {"embedding_dim": 512}})
     sizer = Sizer(config)
     limit = sizer.memory(0, 3).total
     assert sizer.memory(0, 2).total > limit
     assert sizer.fewest_ranks(limit) == 3
+    # 62 users: the third of three ranks has a row less
+    assert sizer.memory(2, 3).total < limit
+    assert sizer.fewest_ranks(limit - 1) == 4
     assert sizer.fewest_ranks(2**20) == 0
+    # a lane goes to one rank
+    assert Sizer(make_config(tmp_path, {"reader": {"lanes": 2}})).most_ranks == 2
 
 
 def test_command(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -108,6 +110,11 @@ def test_row_numbers_are_int32_where_they_fit() -> None:
     large = plan("row_wise", rows=2**32)
     assert sizing.wire_of([large], 3, "fp32").id_bytes == 4
     assert sizing.wire_of([large], 2, "fp32").id_bytes == 8
+    # tables of one width lie one after the other; a replicated one is whole on every rank
+    half = plan("row_wise", rows=2**31)
+    assert sizing.wire_of([half], 2, "fp32").id_bytes == 4
+    assert sizing.wire_of([half, half], 2, "fp32").id_bytes == 8
+    assert sizing.wire_of([plan("replicated", rows=2**31)], 2, "fp32").id_bytes == 8
 
 
 def test_a_hot_tier_is_summed_or_sent_where_it_is_used() -> None:
@@ -123,6 +130,11 @@ def test_a_hot_tier_is_summed_or_sent_where_it_is_used() -> None:
     # four rows x 20 bytes are more than 64
     assert sizing.gathering_widths([table], {"t": rows}, 4, FP32) == frozenset()
     assert sizing.gathering_widths([plan("row_wise")], {"t": rows}, 2, FP32) == frozenset()
+    # tables of one width decide together: 24 bytes saved here, 8 lost by a row that is always used
+    other = replace(plan("row_wise", hot_rows=1), name="u")
+    both = {"t": rows, "u": runs((0, 1, 1.0))}
+    assert sizing.gathering_widths([other], both, 2, FP32) == frozenset()
+    assert sizing.gathering_widths([table, other], both, 2, FP32) == {4}
 
 
 def test_the_best_hot_tier_is_that_of_trying_all() -> None:

@@ -205,12 +205,12 @@ def test_rows_go_out_and_come_in(precision: str, optimizer: str) -> None:
 
 def test_refusals() -> None:
     tables = make_tables()
-    for wrong in (9, -2):
-        bags = Jagged.from_lists([[1], [], [2, wrong]])
+    for wrong in (9, -1, -2):
+        bags = Jagged.from_lists([[1], [], [wrong, 2]])
         with pytest.raises(DataError) as caught:
             tables({"x": Request("wide", bags, "sum")})
         assert (
-            f"ids of table 'wide' lie in [0, 9). Received: id {wrong} at position 2 (example 2 of "
+            f"ids of table 'wide' lie in [0, 9). Received: id {wrong} at position 1 (example 2 of "
             "the batch) on rank 0."
         ) in str(caught.value)
     with pytest.raises(ConfigError, match=r"no embedding table 'wid'. Did you mean 'wide'"):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from safetensors.torch import load_file
 
 from distrec import checkpoint
 from distrec.config import Config, ModelConfig
-from distrec.dataset import Ancestor, VocabularyState, read_manifest
+from distrec.dataset import MANIFEST, Ancestor, VocabularyState, read_manifest
 from distrec.errors import CheckpointError
 from distrec.model import ModelSpec, UnifiedModel, vocabulary_of
 from distrec.sharding.collectives import OneProcess
@@ -21,6 +24,7 @@ from distrec.trainer.identity import resume_hash
 from distrec.trainer.warm_start import changed_sides, generation_of, reused_ids
 from tests.growing import REUSED_ITEMS, extend_dataset, new_config, old_config
 from tests.training import log_entries, losses, make_config
+from tests.unit.test_checkpoint import flip
 
 
 def run(config: Config) -> TrainResult:
@@ -104,6 +108,68 @@ def test_what_is_refused(old: Config, tmp_path: Path) -> None:
         CheckpointError, match=r"tables grow.*'item\w*' with 42 rows .*32 in the mo"
     ):
         run(new_config(small, checkpoints))
+
+
+def rewrite_features(directory: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:
+    """Change the features of a dataset's manifest."""
+    document = json.loads((directory / MANIFEST).read_text())
+    change(document["features"])
+    (directory / MANIFEST).write_text(json.dumps(document))
+
+
+def test_features_in_another_order_start_their_layers_anew(
+    old: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The shapes are the same."""
+    directory = grown(old, tmp_path / "new")
+    with caplog.at_level(logging.WARNING, "distrec"):
+        run(new_config(directory, old.checkpoint_directory, {"train": {"resume": False}}))
+        assert "start anew: " not in caplog.text
+        rewrite_features(
+            directory / "dataset", lambda features: features.insert(0, features.pop(1))
+        )
+        run(new_config(directory, old.checkpoint_directory, {"train": {"resume": False}}))
+    assert "not in the checkpoint in this shape, and start anew: towers.deep." in caplog.text
+
+
+def test_hashed_text_keeps_its_buckets(old: Config, tmp_path: Path) -> None:
+    directory = grown(old, tmp_path / "new")
+    rewrite_features(directory / "dataset", lambda features: features[2].update(num_embeddings=8))
+    with pytest.raises(
+        CheckpointError, match=r"buckets. Received: table 'item_tags' with 6 rows in .*, 8 in the"
+    ):
+        run(new_config(directory, old.checkpoint_directory))
+
+
+def test_a_model_of_fewer_tables_takes_over_those_that_it_has(
+    old: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = new_config(
+        grown(old, tmp_path / "new"), old.checkpoint_directory, {"model": {"towers": ["cf"]}}
+    )
+    with caplog.at_level(logging.INFO, "distrec"):
+        run(config)
+    assert "table item: 42 old rows" in caplog.text
+    assert "table item_tags" not in caplog.text
+
+
+def test_which_checkpoint_of_another_run(
+    old: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The best one of a directory; one that is named itself is verified as well."""
+    checkpoints = tmp_path / "checkpoints"
+    shutil.copytree(old.checkpoint_directory, checkpoints)
+    older, newest = checkpoint.committed(checkpoints)[-2:]
+    checkpoint.mark_best(older, "ndcg@10", 0.5)
+    directory = grown(old, tmp_path / "new")
+    with caplog.at_level(logging.INFO, "distrec"):
+        run(new_config(directory, checkpoints, {"train": {"resume": False}}))
+        assert f"warm start from {older}" in caplog.text
+        run(new_config(directory, newest, {"train": {"resume": False}}))
+        assert f"warm start from {newest}" in caplog.text
+    flip(next((newest / "tables" / "item").iterdir()))
+    with pytest.raises(CheckpointError, match="it is damaged"):
+        run(new_config(directory, newest, {"train": {"resume": False}}))
 
 
 def test_the_generation_decides_which_ids_are_reused(old: Config, tmp_path: Path) -> None:

@@ -59,7 +59,10 @@ class ShardingConfig(Section):
     init_scale: float = Field(default=0.05, gt=0)
     """Rows start uniform in [-init_scale, init_scale], a pure function of seed, table and row."""
     precision: Literal["fp32", "fp16"] = "fp32"
-    """Of the weights; optimizer state is fp32."""
+    """Of the weights; optimizer state is fp32. fp16 halves them; on CPU, which does not round at
+    random, an update below half a unit of a number's last place is lost. There is no bf16: FBGEMM
+    1.8 does not look up such rows on CPU ("split_embedding_cpu_forward" is "not implemented for
+    'BFloat16'")."""
     cpu_offload: bool = False
     """GPU: keep tables in host memory with a cache on the device (FBGEMM's UVM caching)."""
 

@@ -83,6 +83,7 @@ def test_overrides_are_toml_values_or_strings() -> None:
         ),
         ("sharding.hot_rows={user='auto', item=-1}", "{'user': 'auto', 'item': -1}"),
         ("sharding.hot_rows=3", "from 0 on. Received: 3. (sharding.hot_rows in"),
+        ("sharding.precision=bf16", "Input should be 'fp32' or 'fp16'. Received: 'bf16'."),
         ("launch.hosts=['a:1']", "Received: num_ranks = 2, 1 slots in ['a:1']"),
         ("prepare.events.header=false", "csv without a header needs column_names"),
         ("train", "--set takes key=value. Received: 'train'."),

@@ -56,8 +56,10 @@ setup(
             "ruff>=0.6",
             "mypy>=1.11",
             "pandas-stubs",
+            "optuna>=5,<6",
         ],
         "mlflow": ["mlflow-skinny"],
+        "tune": ["optuna>=5,<6"],
     },
     entry_points={"console_scripts": ["distrec = distrec.cli:main"]},
 )

@@ -287,6 +287,55 @@ def _comparison_table(comparison: Comparison, split: str, group: str, rows: Sequ
 
 
 @app.command()
+def ablate(
+    config_path: ConfigPath,
+    seeds: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--seed",
+            min=0,
+            help="Of training; give several for a spread.",
+            show_default="seed of the file",
+        ),
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Train with each tower off and each alone, on one dataset, and write the table."""
+    from distrec import ablate as ablation
+
+    config = _load(config_path, overrides)
+    code, directory = ablation.run(config, tuple(dict.fromkeys(seeds or [config.seed])))
+    if code:
+        raise typer.Exit(code)
+    typer.echo((directory / f"{ablation.DIRECTORY}.md").read_text(encoding="utf-8"))
+    typer.echo(str(directory))
+
+
+@app.command()
+def tune(config_path: ConfigPath, overrides: Overrides = None) -> None:
+    """Search [tune.parameters] for the best valid metric; goes on where it was cut off."""
+    from distrec import tune as tuning
+
+    config = _load(config_path, overrides)
+    code, directory = tuning.run(config)
+    if code:
+        raise typer.Exit(code)
+    document = json.loads((directory / tuning.TRIALS).read_text(encoding="utf-8"))
+    table = Table(title=f"{config.name}: the best of {len(document['trials'])} trials")
+    table.add_column(document["metric"], justify="right")
+    for key in config.tune.parameters:
+        table.add_column(key, justify="right")
+    for row in document["trials"][:10]:
+        value = "failed" if row["value"] is None else f"{row['value']:.4f}"
+        shown = (row["values"].get(key, "") for key in config.tune.parameters)
+        cells = (f"{one:.4g}" if isinstance(one, float) else str(one) for one in shown)
+        table.add_row(value, *cells)
+    console = Console()
+    console.print(table)
+    console.print(str(directory / tuning.BEST), soft_wrap=True)
+
+
+@app.command()
 def export(
     config_path: ConfigPath,
     table: Annotated[str, typer.Option(help="Embedding table, such as item.")],

@@ -198,7 +198,7 @@ def _compare(
     for run in runs:
         part = run.document["splits"][split]
         for model in part["models"]:
-            values = _values(run, split, model, group, metrics)
+            values = user_values(run, split, model, group, metrics)
             same = [
                 index
                 for index, row in enumerate(rows)
@@ -225,17 +225,22 @@ def _compare(
     for index, row in enumerate(rows):
         row.is_paired = hashes[index] == hashes[0]
         for place, metric in enumerate(map(str, metrics)):
-            mean = _mean(columns[index][:, place])
+            mean = counted_mean(columns[index][:, place])
             row.values[metric] = interval(mean, drawn[index][:, place])
             if index > 0:
-                difference = mean - _mean(columns[0][:, place])
+                difference = mean - counted_mean(columns[0][:, place])
                 draws = drawn[index][:, place] - drawn[0][:, place]
                 row.differences[metric] = interval(difference, draws)
     return rows
 
 
-def _values(run: Run, split: str, model: str, group: str, metrics: Sequence[MetricName]) -> Values:
-    """Each user's metrics, NaN outside the slice: (N, len(metrics)), users in the same order."""
+def user_values(
+    run: Run, split: str, model: str, group: str, metrics: Sequence[MetricName]
+) -> Values:
+    """Each user's metrics, NaN outside the slice: (N, len(metrics)).
+
+    Where two runs have the same queries_hash, their users are in the same order.
+    """
     chosen = run.ranks.filter((pc.field("split") == split) & (pc.field("model") == model))
     # runs with other seeds have their queries in another order; users without an index keep theirs
     chosen = chosen.sort_by([(USER_INDEX, "ascending"), ("query", "ascending")])
@@ -246,7 +251,8 @@ def _values(run: Run, split: str, model: str, group: str, metrics: Sequence[Metr
     )
 
 
-def _mean(values: Values) -> float:
+def counted_mean(values: Values) -> float:
+    """Mean of what is not NaN; zero when there is nothing."""
     counted = values[~np.isnan(values)]
     return float(counted.mean()) if len(counted) else 0.0
 

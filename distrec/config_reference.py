@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import types
+from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -45,6 +46,8 @@ def _section(path: str, section: type[Section]) -> list[str]:
         inner_path = f"{path}.{name}" if path else name
         if _is_list(field.annotation):
             inner_path = f"{inner_path}[]"
+        elif get_origin(field.annotation) is Mapping:
+            inner_path = f'{inner_path}."KEY"'
         lines += _section(inner_path, inner)
     return lines
 
@@ -73,6 +76,8 @@ def _type(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         inner = [argument for argument in get_args(annotation) if argument is not type(None)]
         return " or ".join(_type(argument) for argument in inner)
+    if annotation is Any:
+        return "any value"
     if origin is tuple:
         return f"list of {_type(get_args(annotation)[0])}"
     if origin is not None:

@@ -28,8 +28,8 @@ from distrec.job import configure_logging
 BASELINES = ("popularity", "item_knn", "markov", "ease")
 # chosen on valid
 SETTINGS = {
-    "toys": {"ease_l2": 250.0},
-    "lastfm": {"ease_l2": 250.0},
+    "toys": {"ease_l2": 50.0},
+    "lastfm": {"ease_l2": 50.0},
     "ml-1m": {"ease_l2": 250.0},
 }
 TOLERANCE = 0.002

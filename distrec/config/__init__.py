@@ -28,6 +28,7 @@ from distrec.config.training import (
     ShardingConfig,
     TrainConfig,
 )
+from distrec.config.tuning import RangeConfig, TuneConfig
 from distrec.config.whole import Config, section_hash
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "PrepareConfig",
+    "RangeConfig",
     "ReaderConfig",
     "ReportConfig",
     "ScoreConfig",
@@ -49,6 +51,7 @@ __all__ = [
     "SplitConfig",
     "TableConfig",
     "TrainConfig",
+    "TuneConfig",
     "dump_config",
     "load_config",
     "parse_config",

@@ -7,7 +7,7 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import tomli_w
 from pydantic import ValidationError
@@ -76,8 +76,11 @@ def _apply(document: dict[str, Any], override: str) -> None:
 def _fields_at(location: Sequence[str | int]) -> list[str]:
     """Names of the keys that the section at `location` knows."""
     section: Any = Config
+    is_name = False
     for part in location:
-        if isinstance(part, int):
+        # a place in a list, or a name in a table of sections
+        if isinstance(part, int) or is_name:
+            is_name = False
             continue
         field = section.model_fields.get(part)
         if field is None:
@@ -85,6 +88,7 @@ def _fields_at(location: Sequence[str | int]) -> list[str]:
         section = section_of(field.annotation)
         if section is None:
             return []
+        is_name = get_origin(field.annotation) is Mapping
     return list(section.model_fields)
 
 

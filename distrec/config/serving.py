@@ -35,7 +35,7 @@ class EvaluateConfig(Section):
     """markov: weight of an item beside that of the one after it."""
     markov_smoothing: float = Field(default=20.0, gt=0)
     """markov: transitions that each item is lent, spread over items as all transitions are."""
-    ease_l2: float = Field(default=250.0, gt=0)
+    ease_l2: float = Field(default=100.0, gt=0)
     """ease: weight of the squared item-to-item weights."""
     als_factors: int = Field(default=64, ge=1)
     """als: width of the factors."""

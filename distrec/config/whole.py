@@ -25,6 +25,7 @@ from distrec.config.training import (
     ShardingConfig,
     TrainConfig,
 )
+from distrec.config.tuning import TuneConfig
 
 
 class Config(Section):
@@ -57,6 +58,8 @@ class Config(Section):
     """Batch scoring."""
     report: ReportConfig = ReportConfig()
     """The HTML report."""
+    tune: TuneConfig = TuneConfig()
+    """The search of `distrec tune`."""
     launch: LaunchConfig = LaunchConfig()
     """Where the ranks run."""
     spark: SparkConfig = SparkConfig()

@@ -61,6 +61,17 @@ class Jagged:
         bags = torch.arange(self.batch_size, device=self.offsets.device)
         return torch.repeat_interleave(bags, self.lengths)
 
+    def select(self, positions: Tensor) -> Jagged:
+        """The bags at the given positions, int64 (M,), in that order."""
+        lengths = self.lengths[positions]
+        places = torch.arange(int(lengths.sum()), device=lengths.device)
+        selected = Jagged.from_lengths(places, lengths)
+        # place in its own bag + start of the bag it comes from
+        shift = self.offsets[positions] - selected.offsets[:-1]
+        return Jagged(
+            self.values[places + torch.repeat_interleave(shift, lengths)], selected.offsets
+        )
+
     def to(self, device: torch.device) -> Jagged:
         """The same bags on `device`."""
         return Jagged(

@@ -36,6 +36,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from distrec.errors import DataError
 
+TrainRows = Literal["events", "windows"]
+"""What a row of train is: one event with what came before it, or one stretch of a user's events."""
+
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 MAX_ANCESTORS = 100
@@ -154,6 +157,9 @@ class DatasetManifest(_Part):
     """Rows of the item matrix: every known item + 2."""
     history_length: int
     """L."""
+    train_rows: TrainRows = "events"
+    """Windows: the item is the window's last event, the history those before it, of which the first
+    is the last of the window before."""
     has_time: bool
     has_labels: bool
     """Whether label tells positives from negatives (else every row is a positive)."""

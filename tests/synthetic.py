@@ -22,6 +22,7 @@ from distrec.dataset import (
     FeatureSpec,
     FileEntry,
     Split,
+    TrainRows,
     Vocabulary,
 )
 
@@ -73,6 +74,17 @@ def _state(positives: list[int], times: list[int], history_length: int) -> dict:
     }
 
 
+def _window(rows: list[dict], stop: int, history_length: int) -> dict:
+    """The events of a user that end before `stop`, the last history_length of them, as one row."""
+    before = rows[max(0, stop - 1 - history_length) : stop - 1]
+    return {
+        **rows[stop - 1],
+        c.NUM_EVENTS: stop - 1,
+        c.HISTORY: [row[c.ITEM_INDEX] for row in before],
+        c.HISTORY_TIMES: [row[c.TIME] for row in before],
+    }
+
+
 def write_dataset(
     directory: Path,
     *,
@@ -84,6 +96,7 @@ def write_dataset(
     num_files: int = 3,
     row_group_size: int = 64,
     labels: bool = False,
+    train_rows: TrainRows = "events",
     seed: int = 0,
 ) -> DatasetManifest:
     """Write a dataset directory and return its manifest.
@@ -91,6 +104,7 @@ def write_dataset(
     Every user has events_per_user events in train, one in valid, one in test. The last
     num_cold_items items of the catalogue occur in no event.
     """
+    assert not (labels and train_rows == "windows")
     rng = np.random.default_rng(seed)
     item_ids = np.arange(c.FIRST_INDEX, c.FIRST_INDEX + num_items)
     total_items = num_items + num_cold_items
@@ -153,6 +167,13 @@ def write_dataset(
             if label:
                 positives.append(item)
                 positive_times.append(time)
+        if train_rows == "windows":
+            own_rows = rows[c.TRAIN][-events_per_user:]
+            del rows[c.TRAIN][-events_per_user:]
+            rows[c.TRAIN] += [
+                _window(own_rows, stop, history_length)
+                for stop in range(events_per_user, 0, -history_length)
+            ]
         rows[c.USERS].append(
             {**user, **features, "context_hour": 0, c.TIME: int(times[-1]) + 1,
              **_state(positives, positive_times, history_length), c.SEEN: sorted(set(positives))}
@@ -216,6 +237,7 @@ def write_dataset(
         history_length=history_length,
         has_time=True,
         has_labels=labels,
+        train_rows=train_rows,
         counts={"read": len(rows[c.TRAIN])},
         rejects={},
         statistics={},

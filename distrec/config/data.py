@@ -256,6 +256,11 @@ class PrepareConfig(Section):
     """Items with fewer train events get no row of their own in the embedding tables."""
     history_length: int = Field(default=50, ge=1)
     """L: positive events kept of a user's past."""
+    train_rows: Literal["events", "windows"] = "events"
+    """events: an example an event, each with its history. windows: an example a stretch of
+    history_length events of a user, of which training predicts every one from those before it: for
+    the sequence tower as much is learned at a fraction of the cost. Every event counts as positive,
+    and is without context."""
     max_reject_share: float = Field(default=0.01, ge=0, le=1)
     """The job fails when a larger share of the rows of a source breaks the contract."""
     extend: str | None = Field(default=None, min_length=1)
@@ -295,6 +300,20 @@ class PrepareConfig(Section):
                 f"event_types needs events.event_type. Received: {list(self.event_types)}, no "
                 "column. Name the column"
             )
+        if self.train_rows == "windows":
+            others = {
+                "events.time missing": events.time is None,
+                "events.label": events.label is not None,
+                "events.weight": events.weight is not None,
+                "events.context": bool(events.context),
+                "label_from_rating": self.label_from_rating,
+            }
+            wrong = [name for name, is_wrong in others.items() if is_wrong]
+            if wrong:
+                raise ValueError(
+                    'train_rows = "windows" is for positive events in order of time. Received: '
+                    f'{", ".join(wrong)}. Use train_rows = "events"'
+                )
         if split.method in ("leave_one_out", "temporal") and events.time is None:
             raise ValueError(
                 f"split.method = {split.method!r} needs events.time. Received: no time column. "

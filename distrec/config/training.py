@@ -83,16 +83,30 @@ class ShardingConfig(Section):
 class ModelConfig(Section):
     """The unified model: towers that share embeddings, weighed by a gate."""
 
-    towers: tuple[Literal["cf", "autoencoder", "deep"], ...] = ("cf", "autoencoder", "deep")
+    towers: tuple[Literal["cf", "autoencoder", "sequence", "deep"], ...] = (
+        "cf",
+        "autoencoder",
+        "deep",
+    )
     """Which towers are on."""
     embedding_dim: int = Field(default=64, ge=4, multiple_of=4)
     """D, the width of user, item and tower vectors."""
     feature_dim: int = Field(default=16, ge=4, multiple_of=4)
     """Width of the embeddings of features."""
     share_item_embedding: bool = True
-    """One item table for the cf tower and the autoencoder's output; else one each."""
+    """One item table for the cf tower, the autoencoder's output and the sequence tower; else one
+    each."""
     autoencoder_hidden: tuple[int, ...] = (256,)
     """Widths of the hidden layers between the pooled history and the tower's vector."""
+    sequence_layers: int = Field(default=2, ge=1)
+    """Blocks of the sequence tower's transformer."""
+    sequence_heads: int = Field(default=2, ge=1)
+    """Heads of its attention; they divide embedding_dim."""
+    sequence_attention: Literal["softmax", "hstu"] = "softmax"
+    """softmax: as in SASRec, with a hidden layer of four times the width. hstu: pointwise and
+    gated, without a hidden layer."""
+    sequence_mask: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the history's items that the sequence tower sees as the unknown one in training."""
     deep_hidden: tuple[int, ...] = (128,)
     """Widths of the hidden layers of the deep tower, user and item side."""
     gate_hidden: int = Field(default=16, ge=1)
@@ -115,6 +129,11 @@ class ModelConfig(Section):
         if not self.towers or len(set(self.towers)) != len(self.towers):
             raise ValueError(
                 f"towers names each tower once, and at least one. Received: {list(self.towers)}"
+            )
+        if "sequence" in self.towers and self.embedding_dim % self.sequence_heads:
+            raise ValueError(
+                "sequence_heads divides embedding_dim. Received: sequence_heads = "
+                f"{self.sequence_heads}, embedding_dim = {self.embedding_dim}. Change either"
             )
         return self
 

@@ -1,26 +1,82 @@
-"""The losses as pure functions of scores, one value an example."""
+"""The losses as pure functions of scores, one value an example; the full softmax of vectors."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+SCORES_PER_BLOCK = 1 << 21
+"""softmax_loss_sum: scores held at once, 8 MiB."""
 
-def softmax_loss(scores: Tensor, positives: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of each example's positive among all M items.
+
+def softmax_loss_sum(
+    users: Tensor, items: Tensor, positives: Tensor, weights: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
+    """Weighted sum of the cross-entropies of each user's positive among all M items.
+
+    Scores are made a block of users at a time, and each block's gradients with it, so that the
+    (B, M) scores never exist at once. It is differentiable once, by users and items.
 
     Args:
-        scores: float32, (B, M).
-        positives: int64, (B,), columns of scores.
+        users: float32, (B, W).
+        items: float32, (M, W).
+        positives: int64, (B,), rows of items.
+        weights: float32, (B,).
         label_smoothing: Share of the target spread evenly over the M items.
 
     Returns:
-        float32, (B,).
+        float32 scalar.
     """
-    return functional.cross_entropy(
-        scores, positives, reduction="none", label_smoothing=label_smoothing
-    )
+    total: Tensor = _SoftmaxLossSum.apply(users, items, positives, weights, label_smoothing)
+    return total
+
+
+class _SoftmaxLossSum(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        users: Tensor,
+        items: Tensor,
+        positives: Tensor,
+        weights: Tensor,
+        label_smoothing: float,
+    ) -> Tensor:
+        num_items = len(items)
+        total = users.new_zeros(())
+        user_gradients = torch.empty_like(users)
+        item_gradients = torch.zeros_like(items)
+        with_gradients = any(ctx.needs_input_grad)
+        rows = max(1, SCORES_PER_BLOCK // max(num_items, 1))
+        for start in range(0, len(users), rows):
+            part = slice(start, start + rows)
+            block, positive = users[part], positives[part].unsqueeze(1)
+            scores = block @ items.T
+            scores -= scores.amax(dim=1, keepdim=True)
+            wanted = (1.0 - label_smoothing) * scores.gather(1, positive)
+            if label_smoothing:
+                wanted += label_smoothing * scores.mean(dim=1, keepdim=True)
+            sums = scores.exp_().sum(dim=1, keepdim=True)
+            weight = weights[part].unsqueeze(1)
+            total += (weight * (sums.log() - wanted)).sum()
+            if with_gradients:
+                scores *= weight / sums
+                if label_smoothing:
+                    scores -= weight * (label_smoothing / num_items)
+                scores.scatter_add_(1, positive, weight * (label_smoothing - 1.0))
+                torch.mm(scores, items, out=user_gradients[part])
+                item_gradients.addmm_(scores.T, block)
+        ctx.gradients = user_gradients, item_gradients
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        of_users, of_items = ctx.gradients
+        return of_users.mul_(gradient), of_items.mul_(gradient), None, None, None
 
 
 def sampled_softmax_loss(

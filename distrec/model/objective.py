@@ -13,11 +13,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from distrec.batch import Batch, ItemBatch, Jagged
+from distrec.batch import Batch, ItemBatch
 from distrec.columns import FIRST_INDEX
 from distrec.config import LossConfig
+from distrec.dataset import TrainRows
 from distrec.errors import ConfigError, DataError
-from distrec.model.losses import binary_loss, sampled_softmax_loss, softmax_loss
+from distrec.model.losses import binary_loss, sampled_softmax_loss, softmax_loss_sum
+from distrec.model.positions import Positions, at, window_targets
 from distrec.model.sampling import NegativeSampler
 from distrec.model.spec import ModelSpec
 from distrec.model.unified import UnifiedModel
@@ -32,17 +34,32 @@ class Candidates:
 
     Args:
         items: M items.
-        positives: int64, (B,): place of each example's item among them; 0 where it has none.
-        has_place: bool, (B,): whether the example's item is among those that the loss knows.
+        positives: int64, (P,): place of each target among them; 0 where it has none.
         negatives: int64, (S,): places of the sampled items; empty without sampling.
         log_weights: float32, (S,): of the sampled items, see `sampled_softmax_loss`.
     """
 
     items: ItemBatch
     positives: Tensor
-    has_place: Tensor
     negatives: Tensor
     log_weights: Tensor
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a batch teaches: P items, one an example, or one an event of windows.
+
+    Args:
+        positions: Where in the histories they are predicted from; None: one an example, at its end.
+        places: int64, (P,): of their items in the catalogue; 0 where the loss does not know it.
+        labels: float32, (P,).
+        weights: float32, (P,): 0 where there is nothing to learn.
+    """
+
+    positions: Positions | None
+    places: Tensor
+    labels: Tensor
+    weights: Tensor
 
 
 def resolve_loss_kind(spec: ModelSpec, config: LossConfig) -> LossKind:
@@ -74,18 +91,9 @@ def select_items(items: ItemBatch, positions: Tensor) -> ItemBatch:
     return ItemBatch(
         item_index=items.item_index[positions],
         count=items.count[positions],
-        ids={name: _select_bags(bags, positions) for name, bags in items.ids.items()},
+        ids={name: bags.select(positions) for name, bags in items.ids.items()},
         dense=items.dense[positions],
     )
-
-
-def _select_bags(bags: Jagged, positions: Tensor) -> Jagged:
-    lengths = bags.lengths[positions]
-    selected = Jagged.from_lengths(torch.arange(int(lengths.sum()), device=lengths.device), lengths)
-    # place in its own bag + start of the bag it comes from
-    shift = bags.offsets[positions] - selected.offsets[:-1]
-    values = bags.values[selected.values + torch.repeat_interleave(shift, lengths)]
-    return Jagged(values, selected.offsets)
 
 
 def _on_device(items: ItemBatch, device: torch.device) -> ItemBatch:
@@ -101,13 +109,15 @@ class Objective:
     """The loss of a model on a catalogue. Create it once the model is on its device.
 
     softmax and sampled_softmax learn from positives (label > 0) whose item train has seen; binary
-    from every example whose item is in the catalogue. The others have weight 0.
+    from every example whose item is in the catalogue. The others have weight 0. Of windows every
+    event is a target, predicted from the events before it.
 
     Args:
         model: The model, whose dense part is trained by the caller.
         catalogue: All items, item_index ascending from FIRST_INDEX without a gap.
         config: Section [loss].
         seed: Decides the sampled negatives, with the step.
+        train_rows: Of the dataset's manifest: what the examples are.
 
     Raises:
         ConfigError: The loss cannot be had with these settings.
@@ -115,10 +125,16 @@ class Objective:
     """
 
     def __init__(
-        self, model: UnifiedModel, catalogue: ItemBatch, config: LossConfig, seed: int
+        self,
+        model: UnifiedModel,
+        catalogue: ItemBatch,
+        config: LossConfig,
+        seed: int,
+        train_rows: TrainRows = "events",
     ) -> None:
         self.model = model
         self.config = config
+        self.train_rows = train_rows
         self.kind = resolve_loss_kind(model.spec, config)
         self._check(catalogue)
         self.device = model.global_bias.device
@@ -133,6 +149,7 @@ class Objective:
         self._sampler = NegativeSampler(
             self._items.count, config.sampling_power, config.num_negatives, seed
         )
+        self._latest_targets: tuple[Batch, Targets] | None = None
         self._latest: tuple[Batch, int, Candidates] | None = None
 
     def _check(self, catalogue: ItemBatch) -> None:
@@ -152,7 +169,8 @@ class Objective:
     def requests(self, batch: Batch, global_step: int) -> dict[str, Request]:
         """The rows that `loss_sum` needs, for one look-up."""
         items = self._candidates(batch, global_step).items
-        return {**self.model.user_requests(batch), **self.model.item_requests(items)}
+        positions = self._targets(batch).positions
+        return {**self.model.user_requests(batch, positions), **self.model.item_requests(items)}
 
     def loss_sum(
         self, batch: Batch, rows: Mapping[str, Tensor], global_step: int
@@ -168,39 +186,53 @@ class Objective:
             The sum with L2, float32 scalar, and its parts "loss" and "l2" as numbers.
         """
         candidates = self._candidates(batch, global_step)
-        users = self.model.encode_users(batch, rows)
+        targets = self._targets(batch)
+        users = self.model.encode_users(batch, rows, targets.positions)
         items = self.model.encode_items(candidates.items, rows)
-        weights = self._weights(batch, candidates.has_place)
-        loss = (weights * self._losses(batch, candidates, users, items)).sum()
+        loss = self._loss_sum(targets, candidates, users, items)
         squared_norms = (
-            self.model.user_squared_norms(batch, rows)
+            at(targets.positions, self.model.user_squared_norms(batch, rows))
             + self.model.item_squared_norms(candidates.items, rows)[candidates.positives]
         )
-        l2 = self.config.l2 * (weights * squared_norms).sum()
+        l2 = self.config.l2 * (targets.weights * squared_norms).sum()
         return loss + l2, {"loss": float(loss.detach()), "l2": float(l2.detach())}
 
     def weight_sum(self, batch: Batch) -> Tensor:
         """This rank's part of what the trainer divides by: float32 scalar."""
-        return self._weights(batch, self._has_place(batch)).sum()
+        return self._targets(batch).weights.sum()
 
-    def _losses(self, batch: Batch, candidates: Candidates, users: Tensor, items: Tensor) -> Tensor:
+    def _loss_sum(
+        self, targets: Targets, candidates: Candidates, users: Tensor, items: Tensor
+    ) -> Tensor:
+        smoothing = self.config.label_smoothing
         if self.kind == "softmax":
-            return softmax_loss(users @ items.T, candidates.positives, self.config.label_smoothing)
+            return softmax_loss_sum(users, items, candidates.positives, targets.weights, smoothing)
         scores = (users * items[candidates.positives]).sum(dim=1)
         if self.kind == "binary":
-            return binary_loss(scores, batch.labels[:, 0], self.config.label_smoothing)
+            return (targets.weights * binary_loss(scores, targets.labels, smoothing)).sum()
         is_positive = candidates.positives.unsqueeze(1) == candidates.negatives
-        return sampled_softmax_loss(
+        losses = sampled_softmax_loss(
             scores, users @ items[candidates.negatives].T, candidates.log_weights, is_positive
         )
+        return (targets.weights * losses).sum()
 
-    def _weights(self, batch: Batch, has_place: Tensor) -> Tensor:
-        counts = has_place if self.kind == "binary" else has_place & (batch.labels[:, 0] > 0)
-        return batch.weights * counts
+    def _targets(self, batch: Batch) -> Targets:
+        # asked for more than once a step
+        if self._latest_targets is None or self._latest_targets[0] is not batch:
+            self._latest_targets = batch, self._find_targets(batch)
+        return self._latest_targets[1]
 
-    def _has_place(self, batch: Batch) -> Tensor:
-        positions = batch.item_index - FIRST_INDEX
-        return (positions >= 0) & (positions < self._num_candidates)
+    def _find_targets(self, batch: Batch) -> Targets:
+        positions, item_index = None, batch.item_index
+        if self.train_rows == "windows":
+            positions, item_index = window_targets(batch)
+        places = item_index - FIRST_INDEX
+        counts = (places >= 0) & (places < self._num_candidates)
+        labels = at(positions, batch.labels[:, 0])
+        places = torch.where(counts, places, 0)
+        if self.kind != "binary":
+            counts = counts & (labels > 0)
+        return Targets(positions, places, labels, at(positions, batch.weights) * counts)
 
     def _candidates(self, batch: Batch, global_step: int) -> Candidates:
         # asked for twice a step, for the requests and for the loss
@@ -211,22 +243,20 @@ class Objective:
         return candidates
 
     def _choose(self, batch: Batch, global_step: int) -> Candidates:
-        has_place = self._has_place(batch)
-        positions = torch.where(has_place, batch.item_index - FIRST_INDEX, 0)
+        wanted = self._targets(batch).places
         if self._places is not None:
-            positions = self._places[positions].clamp(min=0)
-        none = positions.new_empty(0)
+            wanted = self._places[wanted].clamp(min=0)
+        none = wanted.new_empty(0)
         if self.kind == "softmax":
-            return Candidates(self._items, positions, has_place, none, torch.empty(0))
+            return Candidates(self._items, wanted, none, torch.empty(0))
         sampled, log_weights = none, torch.empty(0)
         if self.kind == "sampled_softmax":
             sampled, log_weights = self._sampler.draw(global_step)
-        wanted = torch.cat([positions, sampled.to(self.device)])
-        needed, places = torch.unique(wanted, return_inverse=True)
+        both = torch.cat([wanted, sampled.to(self.device)])
+        needed, places = torch.unique(both, return_inverse=True)
         return Candidates(
             items=select_items(self._items, needed),
-            positives=places[: len(positions)],
-            has_place=has_place,
-            negatives=places[len(positions) :],
+            positives=places[: len(wanted)],
+            negatives=places[len(wanted) :],
             log_weights=log_weights.to(self.device),
         )

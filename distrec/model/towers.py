@@ -16,6 +16,7 @@ from distrec.columns import UNKNOWN_INDEX
 from distrec.config import ModelConfig
 from distrec.model.features import FeatureEncoder, keep_values
 from distrec.model.layers import MultiLayerPerceptron
+from distrec.model.positions import Positions, at, padded_places
 from distrec.model.spec import ModelSpec
 from distrec.sharding.lookup import Request
 from distrec.sharding.plan import TableSpec
@@ -24,6 +25,7 @@ USER_TABLE = "user"
 ITEM_TABLE = "item"
 ITEM_OUTPUT_TABLE = "item_output"
 ITEM_HISTORY_TABLE = "item_history"
+HISTORY_ROWS = "user.history_rows"
 
 
 def trained_index(item_index: Tensor, num_trained_items: int) -> Tensor:
@@ -54,13 +56,23 @@ def replace_withheld(rows: Tensor, withheld: Tensor | None) -> Tensor:
 
 
 class Tower(nn.Module):
-    """What every tower has; `withheld` (bool, one an example) says whose ids are dropped out."""
+    """What every tower has; `withheld` (bool, one an example) says whose ids are dropped out.
+
+    With `positions` the user side is wanted at P places of the histories, without at their ends.
+
+    Attributes:
+        history_rows: Names of requests that have a row an event of the history.
+    """
+
+    history_rows: tuple[str, ...] = ()
 
     def table_specs(self) -> tuple[TableSpec, ...]:
         """The tables that the requests read."""
         raise NotImplementedError
 
-    def user_requests(self, batch: Batch, with_unknown_row: bool) -> dict[str, Request]:
+    def user_requests(
+        self, batch: Batch, with_unknown_row: bool, positions: Positions | None
+    ) -> dict[str, Request]:
         """Rows for the user side, by names that start with ``user.``."""
         raise NotImplementedError
 
@@ -69,9 +81,13 @@ class Tower(nn.Module):
         raise NotImplementedError
 
     def encode_users(
-        self, batch: Batch, rows: Mapping[str, Tensor], withheld: Tensor | None
+        self,
+        batch: Batch,
+        rows: Mapping[str, Tensor],
+        withheld: Tensor | None,
+        positions: Positions | None,
     ) -> Tensor:
-        """User vectors, float32 (B, D)."""
+        """User vectors, float32 (B, D), or (P, D) with positions."""
         raise NotImplementedError
 
     def encode_items(
@@ -100,7 +116,9 @@ class CollaborativeTower(Tower):
             TableSpec(ITEM_TABLE, self.spec.num_trained_items, self.embedding_dim),
         )
 
-    def user_requests(self, batch: Batch, with_unknown_row: bool) -> dict[str, Request]:
+    def user_requests(
+        self, batch: Batch, with_unknown_row: bool, positions: Positions | None
+    ) -> dict[str, Request]:
         """The user's row."""
         bags = with_unknown(batch.user_index, with_unknown_row)
         return {"user.id": Request(USER_TABLE, bags, "none")}
@@ -112,10 +130,14 @@ class CollaborativeTower(Tower):
         return {f"item.{ITEM_TABLE}": Request(ITEM_TABLE, bags, "none")}
 
     def encode_users(
-        self, batch: Batch, rows: Mapping[str, Tensor], withheld: Tensor | None
+        self,
+        batch: Batch,
+        rows: Mapping[str, Tensor],
+        withheld: Tensor | None,
+        positions: Positions | None,
     ) -> Tensor:
         """The user's row."""
-        return replace_withheld(rows["user.id"], withheld)
+        return at(positions, replace_withheld(rows["user.id"], withheld))
 
     def encode_items(
         self, items: ItemBatch, rows: Mapping[str, Tensor], withheld: Tensor | None
@@ -135,6 +157,8 @@ class AutoencoderTower(Tower):
     of the first layer, which is the same product.
     """
 
+    history_rows = (HISTORY_ROWS,)
+
     def __init__(self, spec: ModelSpec, config: ModelConfig) -> None:
         super().__init__()
         self.spec = spec
@@ -152,11 +176,18 @@ class AutoencoderTower(Tower):
             TableSpec(self.output_table, self.spec.num_trained_items, self.embedding_dim),
         )
 
-    def user_requests(self, batch: Batch, with_unknown_row: bool) -> dict[str, Request]:
-        """The sum over the history; withheld items are not asked for, so no row travels."""
+    def user_requests(
+        self, batch: Batch, with_unknown_row: bool, positions: Positions | None
+    ) -> dict[str, Request]:
+        """The sum over the history; withheld items are not asked for, so no row travels.
+
+        With positions, a row an event: each position has a sum of its own.
+        """
         history = Jagged(
             trained_index(batch.history.values, self.spec.num_trained_items), batch.history.offsets
         )
+        if positions is not None:
+            return {HISTORY_ROWS: Request(ITEM_HISTORY_TABLE, history, "none")}
         if self.training and self.input_dropout > 0:
             draws = torch.rand(len(history.values), device=history.values.device)
             history = keep_values(history, draws >= self.input_dropout)
@@ -169,14 +200,35 @@ class AutoencoderTower(Tower):
         return {f"item.{self.output_table}": Request(self.output_table, bags, "none")}
 
     def encode_users(
-        self, batch: Batch, rows: Mapping[str, Tensor], withheld: Tensor | None
+        self,
+        batch: Batch,
+        rows: Mapping[str, Tensor],
+        withheld: Tensor | None,
+        positions: Positions | None,
     ) -> Tensor:
         """The encoded history; an empty one gives what the MLP makes of zeros."""
-        lengths = batch.history.lengths.clamp(min=1).to(torch.float32)
+        lengths = batch.history.lengths if positions is None else positions.length
+        if positions is None:
+            bag = rows["user.history"]
+        else:
+            bag = self._bags_before(batch.history, rows[HISTORY_ROWS], positions)
         kept_share = 1.0 - self.input_dropout if self.training else 1.0
-        bag = rows["user.history"] / (lengths.sqrt() * kept_share).unsqueeze(1)
+        scale = lengths.clamp(min=1).to(torch.float32).sqrt() * kept_share
+        bag = bag / scale.unsqueeze(1)
         encoded: Tensor = bag + self.network(bag)
         return encoded
+
+    def _bags_before(self, history: Jagged, rows: Tensor, positions: Positions) -> Tensor:
+        """The sum of the rows that each position sees, some of them withheld: (P, D)."""
+        if self.training and self.input_dropout > 0:
+            draws = torch.rand(len(rows), 1, device=rows.device)
+            rows = rows * (draws >= self.input_dropout)
+        size = history.batch_size
+        stride = 1 + (int(history.lengths.max()) if size else 0)
+        padded = rows.new_zeros(size * stride, rows.shape[1])
+        padded = padded.index_copy(0, padded_places(history, stride, shift=1), rows)
+        sums = padded.view(size, stride, rows.shape[1]).cumsum(1).flatten(0, 1)
+        return sums[positions.example * stride + positions.length]
 
     def encode_items(
         self, items: ItemBatch, rows: Mapping[str, Tensor], withheld: Tensor | None
@@ -209,7 +261,9 @@ class DeepTower(Tower):
         """One table a feature of ids."""
         return self.user_features.table_specs() + self.item_features.table_specs()
 
-    def user_requests(self, batch: Batch, with_unknown_row: bool) -> dict[str, Request]:
+    def user_requests(
+        self, batch: Batch, with_unknown_row: bool, positions: Positions | None
+    ) -> dict[str, Request]:
         """The mean embedding of each user and context feature."""
         return self.user_features.requests(batch.ids)
 
@@ -218,11 +272,15 @@ class DeepTower(Tower):
         return self.item_features.requests(items.ids)
 
     def encode_users(
-        self, batch: Batch, rows: Mapping[str, Tensor], withheld: Tensor | None
+        self,
+        batch: Batch,
+        rows: Mapping[str, Tensor],
+        withheld: Tensor | None,
+        positions: Positions | None,
     ) -> Tensor:
         """The encoded features."""
         encoded: Tensor = self.user_network(self.user_features(rows, batch.dense))
-        return encoded
+        return at(positions, encoded)
 
     def encode_items(
         self, items: ItemBatch, rows: Mapping[str, Tensor], withheld: Tensor | None

@@ -19,6 +19,8 @@ from distrec.columns import FIRST_INDEX, ITEM_ID, USER_ID
 from distrec.config import ModelConfig
 from distrec.model.features import has_features
 from distrec.model.layers import Gate
+from distrec.model.positions import Positions, at
+from distrec.model.sequence import SequenceTower
 from distrec.model.spec import ModelSpec
 from distrec.model.towers import (
     USER_TABLE,
@@ -36,6 +38,7 @@ from distrec.sharding.plan import TableSpec
 TOWERS: Mapping[str, type[Tower]] = {
     "cf": CollaborativeTower,
     "autoencoder": AutoencoderTower,
+    "sequence": SequenceTower,
     "deep": DeepTower,
 }
 BIAS_TABLE = "item_bias"
@@ -104,11 +107,11 @@ class UnifiedModel(nn.Module):
             specs.update({table.name: table for table in tower.table_specs()})
         return tuple(specs[name] for name in sorted(specs))
 
-    def user_requests(self, batch: Batch) -> dict[str, Request]:
+    def user_requests(self, batch: Batch, positions: Positions | None = None) -> dict[str, Request]:
         """Rows that `encode_users` needs; every name starts with ``user.``."""
         requests: dict[str, Request] = {}
         for tower in self._towers():
-            requests.update(tower.user_requests(batch, self._withholds_ids))
+            requests.update(tower.user_requests(batch, self._withholds_ids, positions))
         return requests
 
     def item_requests(self, items: ItemBatch) -> dict[str, Request]:
@@ -123,23 +126,27 @@ class UnifiedModel(nn.Module):
             requests.update(tower.item_requests(items, self._withholds_ids))
         return requests
 
-    def encode_users(self, batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
+    def encode_users(
+        self, batch: Batch, rows: Mapping[str, Tensor], positions: Positions | None = None
+    ) -> Tensor:
         """User vectors.
 
         Args:
             batch: B examples or queries; zero rows are allowed.
-            rows: What the look-up gave for `user_requests(batch)`, perhaps among others.
+            rows: What the look-up gave for `user_requests(batch, positions)`, perhaps among others.
+            positions: Where in the histories the users are; by default at their ends.
 
         Returns:
-            float32, (B, vector_width); connected to every requested row and every parameter of the
-            user side, whatever B.
+            float32, (B, vector_width), or (P, vector_width) with positions; connected to every
+            requested row and every parameter of the user side, whatever B.
         """
         withheld = self._withheld(batch.batch_size, batch.user_index.device)
-        weights = self.user_gate(self._user_signals(batch, withheld))
+        weights = self.user_gate(self._user_signals(batch, withheld, positions))
         vectors = self._gated(
-            [tower.encode_users(batch, rows, withheld) for tower in self._towers()], weights
+            [tower.encode_users(batch, rows, withheld, positions) for tower in self._towers()],
+            weights,
         )
-        ones = torch.ones(batch.batch_size, 1, dtype=vectors.dtype, device=vectors.device)
+        ones = torch.ones(len(vectors), 1, dtype=vectors.dtype, device=vectors.device)
         return torch.cat([vectors / self.config.temperature, ones], dim=1)
 
     def encode_items(self, items: ItemBatch, rows: Mapping[str, Tensor]) -> Tensor:
@@ -180,9 +187,18 @@ class UnifiedModel(nn.Module):
     def user_squared_norms(self, batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
         """Squared norm of the rows that each example uses on the user side: float32, (B,).
 
-        A pooled bag counts as one row. A withheld id still counts.
+        A pooled bag counts as one row, and so does a history of one row an event: as their mean. A
+        withheld id still counts.
         """
-        return _squared_norms(rows, "user.", batch.user_index)
+        of_events = {name for tower in self._towers() for name in tower.history_rows} & set(rows)
+        others = {name: found for name, found in rows.items() if name not in of_events}
+        total = _squared_norms(others, "user.", batch.user_index)
+        for name in sorted(of_events):
+            sums = torch.zeros_like(total).index_add(
+                0, batch.history.bag_of_value, rows[name].square().sum(dim=1)
+            )
+            total = total + sums / batch.history.lengths.clamp(min=1)
+        return total
 
     def item_squared_norms(self, items: ItemBatch, rows: Mapping[str, Tensor]) -> Tensor:
         """Squared norm of the rows that each item uses: float32, (M,)."""
@@ -194,17 +210,21 @@ class UnifiedModel(nn.Module):
             stacked = functional.normalize(stacked, dim=-1)
         return (stacked * weights.unsqueeze(-1)).flatten(1)
 
-    def _user_signals(self, batch: Batch, withheld: Tensor | None) -> Tensor:
-        """What the gate sees of a user: float32, (B, 4)."""
+    def _user_signals(
+        self, batch: Batch, withheld: Tensor | None, positions: Positions | None = None
+    ) -> Tensor:
+        """What the gate sees of a user: float32, (B, 4), or (P, 4) with positions."""
         known = batch.user_index >= FIRST_INDEX
         if withheld is not None:
             known = known & ~withheld
-        counts = torch.stack([batch.num_events, batch.history.lengths], dim=1).to(torch.float32)
+        lengths = batch.history.lengths if positions is None else positions.length
+        unseen = at(positions, batch.history.lengths) - lengths
+        counts = torch.stack([at(positions, batch.num_events) - unseen, lengths], dim=1)
         return torch.cat(
             [
-                torch.log1p(counts) * _LOG_COUNT_SCALE,
-                known.to(torch.float32).unsqueeze(1),
-                has_features(batch.ids, batch.dense),
+                torch.log1p(counts.to(torch.float32)) * _LOG_COUNT_SCALE,
+                at(positions, known.to(torch.float32).unsqueeze(1)),
+                at(positions, has_features(batch.ids, batch.dense)),
             ],
             dim=1,
         )

@@ -17,7 +17,10 @@ import torch
 from distrec.batch import ItemBatch
 from distrec.columns import FIRST_INDEX, PADDING_INDEX
 from distrec.config import LossConfig
+from distrec.dataset import TrainRows
 from distrec.model import ModelSpec, UnifiedModel, resolve_loss_kind
+from distrec.model.losses import SCORES_PER_BLOCK
+from distrec.model.positions import window_targets
 from distrec.planner.dataset import Sample
 from distrec.sharding.lookup import Request
 from distrec.sharding.sizing import Floats, Integers, RowChances, log_absence_of_events
@@ -46,14 +49,18 @@ class StepLookups:
     Args:
         tables: By table.
         num_candidates: Items that it is expected to encode.
-        num_logits: Scores an example.
+        num_logits: Scores that it holds at one time.
         num_examples: Its part of the batch.
+        num_targets: What it predicts of them: one each, or every event of windows.
+        num_pairs: Pairs of events of one history that look at each other; 0 without that tower.
     """
 
     tables: Mapping[str, TableLookups]
     num_candidates: float
     num_logits: float
     num_examples: float
+    num_targets: float
+    num_pairs: float
 
 
 def step_lookups(
@@ -63,6 +70,7 @@ def step_lookups(
     catalogue: Callable[[], Iterator[ItemBatch]],
     num_rows: int,
     batch_rows: float,
+    train_rows: TrainRows = "events",
 ) -> StepLookups:
     """Expected look-ups of a rank's part of a full training step.
 
@@ -73,13 +81,15 @@ def step_lookups(
         catalogue: Gives all items in pieces, each time it is called.
         num_rows: Rows of train.
         batch_rows: A rank's part of a global batch.
+        train_rows: What a row of train is.
     """
     model.train()
     sizes = {spec.name: spec.num_embeddings for spec in model.table_specs()}
     tables = {name: _Collected() for name in sizes}
     share = batch_rows / sample.batch.batch_size
     num_sampled = sample.batch.batch_size
-    for name, requests in _by_table(model.user_requests(sample.batch)).items():
+    positions = window_targets(sample.batch)[0] if train_rows == "windows" else None
+    for name, requests in _by_table(model.user_requests(sample.batch, positions)).items():
         # one in `share` of the examples of the sample is in the step
         log_absences = np.full(num_sampled, log_absence_of_events(np.array([1]), share)[0])
         _collect(tables[name], requests, log_absences, np.full(num_sampled, share))
@@ -93,8 +103,16 @@ def step_lookups(
             _collect(tables[name], requests, log_absences, chances)
     found = {name: TableLookups(one.num_ids, one.chances()) for name, one in tables.items()}
     kind = resolve_loss_kind(model.spec, loss)
-    num_logits = {"softmax": num_candidates, "sampled_softmax": loss.num_negatives, "binary": 1}
-    return StepLookups(found, num_candidates, num_logits[kind], batch_rows)
+    num_targets = batch_rows if positions is None else share * len(positions.example)
+    num_logits = {
+        "softmax": min(num_targets * num_candidates, SCORES_PER_BLOCK),
+        "sampled_softmax": num_targets * loss.num_negatives,
+        "binary": num_targets,
+    }
+    num_pairs = 0.0
+    if "sequence" in model.tower_names:
+        num_pairs = share * float((sample.batch.history.lengths + 1).square().sum())
+    return StepLookups(found, num_candidates, num_logits[kind], batch_rows, num_targets, num_pairs)
 
 
 def _by_table(requests: Mapping[str, Request]) -> dict[str, list[Request]]:

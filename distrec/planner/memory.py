@@ -46,11 +46,13 @@ class ModelSize:
         num_parameters: All of them.
         vector_width: Of a user's or an item's vector.
         activation_width: Numbers that one user or item leaves in the layers, hidden ones included.
+        attention_width: Numbers that a pair of events leaves in the sequence tower.
     """
 
     num_parameters: int
     vector_width: int
     activation_width: int
+    attention_width: int
 
 
 @dataclass(frozen=True)
@@ -139,11 +141,10 @@ def step_buffers(
         total += table.rows.expected() * _ROW_COPIES * row
         # its key, its place and their sort
         total += table.num_ids * 4 * _INTEGER
-    encoded = lookups.num_examples + lookups.num_candidates
+    encoded = lookups.num_targets + lookups.num_candidates
     total += encoded * model.activation_width * _FLOAT * _ACTIVATION_COPIES
-    if lookups.num_logits:
-        total += lookups.num_examples * lookups.num_logits * _FLOAT * _LOGIT_COPIES
-    return total
+    total += lookups.num_pairs * model.attention_width * _FLOAT
+    return total + lookups.num_logits * _FLOAT * _LOGIT_COPIES
 
 
 def validation_buffers(config: Config, manifest: DatasetManifest, model: ModelSize) -> float:

@@ -263,6 +263,7 @@ class Sizer:
             self._lookups[world_size] = step_lookups(
                 self._module, self.config.loss, self._sample,
                 lambda: read_catalogue(directory, self.manifest), self._num_rows, rows,
+                self.manifest.train_rows,
             )  # fmt: skip
         return self._lookups[world_size]
 
@@ -326,8 +327,13 @@ def model_size(model: UnifiedModel) -> ModelSize:
     widths = sum(module.out_features for module in model.modules() if isinstance(module, nn.Linear))
     # user and item side are about half of the layers each; rows that come in, vectors that go out
     rows = sum(spec.embedding_dim for spec in model.table_specs())
+    heads, layers = model.config.sequence_heads, model.config.sequence_layers
+    # hstu keeps them before and after its activation
+    of_layer = heads * (3 if model.config.sequence_attention == "hstu" else 1)
     return ModelSize(
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         vector_width=model.vector_width,
         activation_width=widths // 2 + rows // 2 + 2 * model.vector_width,
+        # the layers' weights, and once the bias and a place, of twice the size, in its table
+        attention_width=layers * of_layer + heads + 2,
     )

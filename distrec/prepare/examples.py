@@ -10,7 +10,13 @@ from pyspark.sql import functions as F
 
 from distrec import columns as c
 from distrec.prepare.features import FittedFeature, defaults
-from distrec.prepare.histories import attach_all, attach_before, attach_others, state
+from distrec.prepare.histories import (
+    attach_all,
+    attach_before,
+    attach_others,
+    state,
+    windows,
+)
 from distrec.prepare.split import KNOWN
 
 # what comes before a split
@@ -90,6 +96,10 @@ class Examples:
         if split == c.TRAIN or self.by_time:
             return attach_before(examples, pool, self.length)
         return attach_all(examples, state(pool, self.length))
+
+    def windows(self) -> DataFrame:
+        """The events of train as stretches of a user's events, each a row."""
+        return windows(self.of(c.TRAIN), self.length)
 
     def with_user_features(self, frame: DataFrame) -> DataFrame:
         """Add the encoded user features."""

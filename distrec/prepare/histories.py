@@ -96,6 +96,49 @@ def attach_before(examples: DataFrame, pool: DataFrame, length: int) -> DataFram
     return exploded.select("example.*", c.NUM_EVENTS, c.HISTORY, c.HISTORY_TIMES)
 
 
+def windows(events: DataFrame, length: int) -> DataFrame:
+    """Cut each user's events into stretches of `length`, the newest one whole.
+
+    Args:
+        events: user_id, time, item_id, item_index and anything else; all of them positive.
+        length: L.
+
+    Returns:
+        One row a stretch: its last event, with the events before it as history, history_times and
+        num_events. Where an earlier stretch exists, the history begins with its last event, so that
+        a history holds at most L. Events of one time are in order of item id, and in each other's
+        history.
+    """
+    example = F.struct(c.TIME, c.ITEM_ID, *sorted(set(events.columns) - {c.TIME, c.ITEM_ID}))
+    user = Window.partitionBy(c.USER_ID)
+    by_time = user.orderBy(c.TIME, c.ITEM_ID)
+    numbered = events.select(
+        c.USER_ID,
+        example.alias("example"),
+        F.row_number().over(by_time).alias("place"),
+        F.count("*").over(user).alias("number"),
+    )
+    # counted from the end
+    stretch = F.floor((F.col("number") - F.col("place")) / length)
+    rows = (
+        numbered.groupBy(c.USER_ID, stretch.alias("stretch"))
+        .agg(
+            F.sort_array(F.collect_list("example")).alias("examples"),
+            (F.max("place") - 1).cast("long").alias(c.NUM_EVENTS),
+        )
+        .withColumn("example", F.element_at("examples", -1))
+    )
+    before = F.lag("example").over(user.orderBy(F.desc("stretch")))
+    past = F.concat(
+        F.when(before.isNull(), F.array().cast(rows.schema["examples"].dataType)).otherwise(
+            F.array(before)
+        ),
+        F.slice("examples", 1, F.size("examples") - 1),
+    )
+    joined = rows.withColumn("past", past)
+    return joined.select("example.*", c.NUM_EVENTS, *_split_history(F.col("past")))
+
+
 def state(pool: DataFrame, length: int) -> DataFrame:
     """One row a user: all that the pool knows of them.
 

@@ -85,9 +85,15 @@ class Output:
     def _write_train(self) -> None:
         rows, prepare = self.counts[c.TRAIN], self.config.prepare
         examples = self.examples
-        # numbered while the rows are still thin
-        train = shuffled(examples.of(c.TRAIN), self._keys, self.config.seed, rows)
-        train = examples.with_user_features(examples.with_histories(train, c.TRAIN))
+        if prepare.train_rows == "windows":
+            windows = self.workspace.materialize(examples.windows(), "windows")
+            rows = windows.count()
+            train = shuffled(windows, self._keys, self.config.seed, rows)
+        else:
+            # numbered while the rows are still thin
+            train = shuffled(examples.of(c.TRAIN), self._keys, self.config.seed, rows)
+            train = examples.with_histories(train, c.TRAIN)
+        train = examples.with_user_features(train)
         files = num_train_files(rows, prepare.num_files, prepare.rows_per_file)
         with stage("write train"):
             self.written[c.TRAIN] = write_files(
@@ -195,6 +201,7 @@ class Output:
             num_trained_items=self.items.vocabulary.num_embeddings,
             num_items=self.items.num_rows + c.FIRST_INDEX,
             history_length=prepare.history_length,
+            train_rows=prepare.train_rows,
             has_time=self.examples.has_time,
             has_labels=prepare.events.label is not None or prepare.label_from_rating,
             counts=self.counts,

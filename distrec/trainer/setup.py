@@ -218,7 +218,7 @@ def build(inputs: Inputs, collectives: Collectives, lanes: int | None) -> Run:
         model=model,
         tables=tables,
         optimizer=optimizer,
-        objective=Objective(model, inputs.items, config.loss, config.seed),
+        objective=Objective(model, inputs.items, config.loss, config.seed, manifest.train_rows),
         reader=reader,
         validator=Validator(config, manifest, inputs.items, collectives),
         total_steps=total_steps,

@@ -13,15 +13,21 @@ import torch
 
 from distrec import checkpoint
 from distrec.config import Config
+from distrec.metrics.evaluation import inference
+from distrec.reader import read_queries
+from distrec.scoring.model import open_model
 from distrec.sharding.collectives import Collectives
 from distrec.trainer import setup, train
 from distrec.trainer.start import load
 from distrec.trainer.validation import Validator
+from distrec.world import World
 from tests.parallel.harness import run_ranks
 from tests.training import losses, make_config
 
 NUM_STEPS = 50
 KINDS = ("softmax", "sampled_softmax")
+# every tower, on rows that are windows
+WINDOWS = "windows"
 
 
 def curve_config(directory: Path, kind: str) -> Config:
@@ -33,6 +39,12 @@ def curve_config(directory: Path, kind: str) -> Config:
     if kind == "sampled_softmax":
         keys["train"] |= {"optimizer": "sgd", "learning_rate": 0.1, "gradient_clip": 1.0}
         keys["sharding"] = {"optimizer": "sgd", "learning_rate": 6.0}
+    if kind == WINDOWS:
+        keys["loss"]["kind"] = "softmax"
+        keys["model"] = {"towers": ["cf", "autoencoder", "sequence", "deep"]}
+        # five steps an epoch
+        keys["train"] |= {"global_batch_size": 24, "max_epochs": 10}
+        return make_config(directory / kind, keys, train_rows="windows")
     return make_config(directory / kind, keys)
 
 
@@ -47,14 +59,29 @@ def measure(config: Config, collectives: Collectives, path: Path) -> dict[str, f
 def body(collectives: Collectives, directory: str, two_ranks: str) -> dict[str, Any]:
     """Train both losses from one dataset; then measure what two ranks have saved."""
     answers: dict[str, Any] = {}
-    for kind in KINDS:
+    for kind in (*KINDS, WINDOWS):
         config = curve_config(Path(directory), kind)
         result = train(config, collectives)
         answers[kind] = {"losses": losses(config), **result.summary()}
     other = curve_config(Path(two_ranks), "softmax")
     path = checkpoint.find(other.checkpoint_directory, "newest")
     answers["measured"] = measure(other, collectives, path)
+    answers["vectors"] = vector_difference(curve_config(Path(directory), WINDOWS), collectives)
     return answers
+
+
+def vector_difference(config: Config, collectives: Collectives) -> float:
+    """Largest between the users' vectors in training and those of the model opened for scoring."""
+    inputs = setup.read_inputs(config, collectives.world.world_size)
+    run = setup.build(inputs, collectives, None)
+    path = checkpoint.find(config.checkpoint_directory, "newest")
+    load(run, path)
+    queries = next(
+        read_queries(config.dataset_directory, inputs.manifest, "valid_queries", World(0, 1), 60)
+    ).batch
+    with inference(run.model):
+        trained = run.model.encode_users(queries, run.tables(run.model.user_requests(queries)))
+    return float((trained - open_model(path).encode_users(queries)).abs().max())
 
 
 def resume_body(collectives: Collectives, directory: str, two_ranks: str) -> dict[str, Any]:
@@ -160,7 +187,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str
     for num_ranks in (2, 1, 3):
         directory = folder / f"ranks{num_ranks}"
         directory.mkdir()
-        for kind in KINDS:
+        for kind in (*KINDS, WINDOWS):
             # once and before the ranks, which would write it at the same time
             curve_config(directory, kind)
         for name in ("resume", "ahead", "hot", "chosen", "still"):
@@ -175,7 +202,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str
     return found
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, WINDOWS])
 def test_loss_curves_agree(answers: dict[int, list[dict[str, Any]]], kind: str) -> None:
     one = torch.tensor(answers[1][0][kind]["losses"])
     assert len(one) == NUM_STEPS
@@ -195,6 +222,12 @@ def test_a_checkpoint_of_two_ranks_measures_the_same_on_one_and_three(
     for num_ranks in (1, 3):
         for answer in answers[num_ranks]:
             assert answer["measured"] == pytest.approx(saved, abs=1e-6)
+
+
+def test_scoring_gives_the_vectors_of_training(answers: dict[int, list[dict[str, Any]]]) -> None:
+    for num_ranks in (1, 2, 3):
+        for answer in answers[num_ranks]:
+            assert answer["vectors"] < 1e-5
 
 
 def test_two_ranks_resume_bit_for_bit(answers: dict[int, list[dict[str, Any]]]) -> None:

@@ -21,7 +21,7 @@ from distrec.config import EventsConfig, FeatureConfig, PrepareConfig, SplitConf
 from distrec.prepare import rank, write
 from distrec.prepare.examples import Examples
 from distrec.prepare.features import hashed_ngrams
-from distrec.prepare.histories import attach_before
+from distrec.prepare.histories import attach_before, windows
 from distrec.prepare.k_core import k_core
 from distrec.prepare.read import read_source, wanted_columns
 from distrec.prepare.split import split_events
@@ -312,6 +312,34 @@ def test_histories_equal_a_plain_loop(spark: SparkSession) -> None:
         assert found[item].num_events == len(past)
         assert found[item].history == [i for _, i in past[-3:]], (item, time)
         assert found[item].history_times == [t for t, _ in past[-3:]]
+
+
+def test_windows_hold_every_event_once(spark: SparkSession) -> None:
+    """Two users of 11 and 3 events, with ties, in windows of 3."""
+    generator = random.Random(5)
+    users = {"u": list(range(2, 13)), "v": [20, 21, 22]}
+    events = {
+        user: sorted((generator.randrange(8), item) for item in items)
+        for user, items in users.items()
+    }
+    rows = [
+        (user, ord(user), f"i{item:02d}", item, time, 1.0, 1.0, "train")
+        for user, own in events.items()
+        for time, item in own
+    ]
+    found = windows(shuffled_frame(spark, rows, INDEXED), 3).collect()
+    assert len(found) == 4 + 1
+    ends = {"u": [11, 8, 5, 2], "v": [3]}
+    for row in found:
+        own = events[row.user_id]
+        end = next(n for n in ends[row.user_id] if own[n - 1] == (row.time, row.item_index))
+        ends[row.user_id].remove(end)
+        # the last event of the window before, and the window's own
+        before = own[max(0, end - 4) : end - 1]
+        assert row.num_events == end - 1
+        assert row.history == [item for _, item in before]
+        assert row.history_times == [time for time, _ in before]
+        assert (row.user_index, row.weight) == (ord(row.user_id), 1.0)
 
 
 def test_temporal_test_sees_valid_and_no_other_test(spark: SparkSession) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +27,23 @@ from distrec.baselines import (
 )
 from distrec.baselines.als import ALSOptions
 from distrec.batch import Batch, Jagged, QueryBatch
-from distrec.columns import FIRST_INDEX, ITEM_INDEX, LABEL, TRAIN, VALID
+from distrec.columns import (
+    FIRST_INDEX,
+    HISTORY,
+    HISTORY_TIMES,
+    ITEM_INDEX,
+    LABEL,
+    NUM_EVENTS,
+    TIME,
+    TRAIN,
+    USER_INDEX,
+    VALID,
+)
 from distrec.config import Config, parse_config
-from distrec.dataset import DatasetManifest
+from distrec.dataset import DatasetManifest, TrainRows
 from distrec.errors import ConfigError, DataError
 from distrec.metrics.evaluation import Scorer
-from distrec.metrics.events import positive_transitions
+from distrec.metrics.events import positive_events, positive_transitions
 from tests.synthetic import NUM_GROUPS, write_dataset
 
 
@@ -115,6 +127,41 @@ def test_popularity_counts_the_positive_events_of_train(tmp_path: Path) -> None:
     assert scores.shape == (2, manifest.num_items - FIRST_INDEX)
     for index in range(FIRST_INDEX, manifest.num_items):
         assert scores[:, index - FIRST_INDEX].tolist() == [expected.get(index, 0)] * 2
+
+
+@pytest.mark.parametrize("read", [positive_events, positive_transitions])
+def test_windows_give_every_event_of_train_once(tmp_path: Path, read: Callable) -> None:
+    def events(train_rows: TrainRows) -> np.ndarray:
+        folder = tmp_path / train_rows
+        manifest = write_dataset(
+            folder, events_per_user=11, history_length=4, train_rows=train_rows
+        )
+        pairs = np.concatenate([np.stack(part) for part in read(folder, manifest)], axis=1)
+        return pairs[:, np.lexsort(pairs)]
+
+    found = events("windows")
+    assert found.shape == (2, 60 * (11 if read is positive_events else 10))
+    np.testing.assert_array_equal(found, events("events"))
+
+
+def test_of_one_time_windows_look_back_to_an_earlier_one(tmp_path: Path) -> None:
+    manifest = write_dataset(tmp_path, num_files=1, train_rows="windows")
+    path = tmp_path / manifest.splits[TRAIN].files[0].path
+    table = pq.read_table(path).slice(0, 2)
+    # a whole window, and one whose first event, and the next, are of the window before
+    columns = {
+        USER_INDEX: [2, 3], ITEM_INDEX: [9, 20], TIME: [30, 50], NUM_EVENTS: [4, 9],
+        HISTORY: [[5, 6, 7, 8], [16, 17, 18, 19]],
+        HISTORY_TIMES: [[10, 10, 20, 30], [40, 40, 50, 50]],
+    }  # fmt: skip
+    for name, values in columns.items():
+        column = pa.array(values, table.schema.field(name).type)
+        table = table.set_column(table.schema.names.index(name), name, column)
+    pq.write_table(table, path)
+    ((previous, items),) = positive_transitions(tmp_path, manifest)
+    assert list(zip(previous.tolist(), items.tolist(), strict=True)) == [
+        (6, 7), (7, 8), (7, 9), (17, 18), (17, 19), (17, 20)
+    ]  # fmt: skip
 
 
 def test_item_knn_finds_the_planted_groups(tmp_path: Path) -> None:

@@ -51,6 +51,16 @@ def test_overrides_are_toml_values_or_strings() -> None:
         ("train.max_epochs='3'", "Input should be a valid integer. Received: '3'."),
         ("loss.kind=binary", 'loss.kind = "binary" needs labels. Received: neither'),
         ("model.embedding_dim=6", "Input should be a multiple of 4. Received: 6."),
+        (
+            "model={towers=['sequence'], sequence_heads=3}",
+            "sequence_heads divides embedding_dim. Received: sequence_heads = 3, embedding_dim = "
+            "64. Change either",
+        ),
+        (
+            "prepare={train_rows='windows', events={paths=['x'], label='y'}}",
+            'train_rows = "windows" is for positive events in order of time. Received: '
+            'events.time missing, events.label. Use train_rows = "events"',
+        ),
         ("model.towers=[]", "towers names each tower once, and at least one. Received: []"),
         ("prepare.split.test_share=0.95", "Received: 0.1 + 0.95. Make them smaller"),
         (

@@ -13,8 +13,8 @@ from torch import Tensor
 from distrec.batch import Batch, ItemBatch, Jagged
 from distrec.config import LossConfig
 from distrec.errors import ConfigError, DataError
-from distrec.model import ModelSpec, Objective, UnifiedModel, resolve_loss_kind
-from distrec.model.losses import binary_loss, sampled_softmax_loss, softmax_loss
+from distrec.model import ModelSpec, Objective, UnifiedModel, losses, resolve_loss_kind
+from distrec.model.losses import binary_loss, sampled_softmax_loss, softmax_loss_sum
 from distrec.model.objective import select_items
 from distrec.model.sampling import NegativeSampler
 from tests.unit.test_model import (
@@ -44,12 +44,33 @@ def loss_of(objective: Objective, tables: InMemoryTables, batch: Batch, step: in
 
 def test_softmax_by_hand() -> None:
     # e^s = 1, 2, 5, of which the positive is the 2: 2 / 8
-    scores = torch.log(torch.tensor([[1.0, 2.0, 5.0]]))
-    assert softmax_loss(scores, torch.tensor([1])).item() == pytest.approx(math.log(4))
-    smooth = softmax_loss(scores, torch.tensor([1]), label_smoothing=0.3).item()
+    users = torch.ones(1, 1)
+    items = torch.log(torch.tensor([[1.0], [2.0], [5.0]]))
+    positive, weight = torch.tensor([1]), torch.tensor([3.0])
+    loss = softmax_loss_sum(users, items, positive, weight).item()
+    assert loss == pytest.approx(3 * math.log(4))
+    smooth = softmax_loss_sum(users, items, positive, weight, label_smoothing=0.3).item()
     # p = 1/8, 2/8, 5/8; target 0.1, 0.8, 0.1
     by_hand = -(0.1 * math.log(1 / 8) + 0.8 * math.log(2 / 8) + 0.1 * math.log(5 / 8))
-    assert smooth == pytest.approx(by_hand, rel=1e-5)
+    assert smooth == pytest.approx(3 * by_hand, rel=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_softmax_in_blocks_is_torchs_own_with_its_gradients(
+    smoothing: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    # blocks of two users and a rest of one
+    monkeypatch.setattr(losses, "SCORES_PER_BLOCK", 17)
+    users = torch.randn(5, 4, generator=generator, requires_grad=True)
+    items = torch.randn(7, 4, generator=generator, requires_grad=True)
+    positives, weights = torch.tensor([0, 3, 6, 2, 3]), torch.tensor([1.0, 2.0, 0.0, 0.5, 1.0])
+    plain = torch.nn.CrossEntropyLoss(reduction="none", label_smoothing=smoothing)
+    expected = (weights * plain(users @ items.T, positives)).sum()
+    found = softmax_loss_sum(users, items, positives, weights, smoothing)
+    torch.testing.assert_close(found, expected)
+    wanted = torch.autograd.grad(expected / 3, (users, items))
+    torch.testing.assert_close(torch.autograd.grad(found / 3, (users, items)), wanted)
 
 
 def test_binary_by_hand() -> None:

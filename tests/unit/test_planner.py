@@ -146,6 +146,21 @@ def test_chances_of_a_row_in_two_pieces_add_up() -> None:
     assert rows.chances == pytest.approx([0.5, 0.75, 0.5])
 
 
+def test_windows_have_a_target_an_event_and_pairs_to_look_at(tmp_path: Path) -> None:
+    sections = {"model": {"towers": ["cf", "sequence"]}, "train": {"global_batch_size": 1000}}
+    sizer = Sizer(make_config(tmp_path, sections, train_rows="windows"))
+    found = sizer.lookups(1)
+    # of 12 events the last 8 and the first 4, with histories of 8 and 3 and a start each
+    assert found.num_examples == 60 * 2
+    assert found.num_targets == 60 * 12
+    assert found.num_pairs == 60 * (9**2 + 4**2)
+    # two layers of two heads, two biases, an index of two numbers
+    assert sizer.model.attention_width == 8
+    (tmp_path / "others").mkdir()
+    others = Sizer(make_config(tmp_path / "others"))
+    assert others.lookups(1).num_pairs == 0
+
+
 def test_the_fewest_ranks_are_the_fewest(tmp_path: Path) -> None:
     config = make_config(tmp_path, {"model": {"embedding_dim": 512}})
     sizer = Sizer(config)

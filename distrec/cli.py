@@ -255,6 +255,8 @@ def compare(
         return
     from distrec.report.comparison import render_comparison
 
+    output.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(output, render_comparison(comparison.as_dict()))
     console = Console()
     for (split, group), rows in comparison.parts.items():
         if any(row.num_queries for row in rows):
@@ -262,8 +264,6 @@ def compare(
     console.print(
         f"+ and -: the 95 % interval of the difference to {comparison.reference} leaves out zero."
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(output, render_comparison(comparison.as_dict()))
     console.print(str(output), soft_wrap=True)
 
 
@@ -273,7 +273,7 @@ def _comparison_table(comparison: Comparison, split: str, group: str, rows: Sequ
     table = Table(title=f"{split}{slice_name}: {users:,} users")
     table.add_column("run")
     for name in comparison.metrics:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         cells = []
         for name, value in row.values.items():
@@ -281,7 +281,7 @@ def _comparison_table(comparison: Comparison, split: str, group: str, rows: Sequ
             sign = " "
             if difference is not None:
                 sign = "+" if difference.low > 0 else "-" if difference.high < 0 else " "
-            cells.append(f"{value.mean:.4f} ({value.low:.4f} to {value.high:.4f}) {sign}")
+            cells.append(f"{value.mean:.4f} {sign}\n{value.low:.4f}–{value.high:.4f}")
         table.add_row(row.label, *cells)
     return table
 

@@ -211,7 +211,7 @@ def interval_rows(
     for place, (mean, low, high) in enumerate(values):
         y = top + place * height
         color = colors[place] if colors else place
-        parts.append(_text(left, y + 13, rows[place], "label", "start"))
+        parts.append(_text(left + 4, y + 13, rows[place], "label", "start"))
         if not all(map(math.isfinite, (mean, low, high))):
             continue
         tip = f"{rows[place]}: {x.exact(mean)}, {x.exact(low)} to {x.exact(high)}"

@@ -206,7 +206,7 @@ def test_the_command_prints_tables_writes_the_page_or_prints_json(tmp_path: Path
     assert shown.exit_code == 0, shown.output
     assert "test: 400 users" in shown.stdout
     assert "test, cold items: 100 users" in shown.stdout
-    assert re.search(r"ease \(first\) +│ +0\.\d{4} \(0\.\d{4} to 0\.\d{4}\) \+", shown.stdout)
+    assert re.search(r"ease \(first\) +│ +0\.\d{4} \+ │\n│ +│ 0\.\d{4}–0\.\d{4} │", shown.stdout)
     assert page.read_text().startswith("<!doctype html>")
     printed = CliRunner().invoke(app, ["compare", *runs, "--json"])
     document = json.loads(printed.stdout)

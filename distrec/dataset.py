@@ -20,8 +20,9 @@ dataset. Only files named in the manifest belong to it. Columns of each split:
 - ``vocab_free/<name>/``: id int64, of no value at present; ``vocab_reused/<name>/``: id int64,
   generation int64 in which it was last given to another value. Both in extended datasets only.
 
-Feature columns: int64 for ``categorical``; list<int64> for ``multi_categorical`` and ``text``;
-float32 for ``number``; list<float32> of fixed length for ``vector``. There are no nulls anywhere.
+Feature columns: int64 for ``categorical``; list<int64> for ``multi_categorical``, ``text`` and
+``hashed``; float32 for ``number``; list<float32> of fixed length for ``vector``. There are no nulls
+anywhere.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class FeatureSpec(_Part):
 
     name: str
     side: Literal["user", "item", "context"]
-    kind: Literal["categorical", "multi_categorical", "text", "number", "vector"]
+    kind: Literal["categorical", "multi_categorical", "text", "hashed", "number", "vector"]
     column: str
     """Dataset column: columns.feature_column(side, name)."""
     num_embeddings: int = 0
@@ -82,6 +83,11 @@ class FeatureSpec(_Part):
     def is_dense(self) -> bool:
         """Whether the feature goes into the dense matrix (else it is ids)."""
         return self.kind in ("number", "vector")
+
+    @property
+    def has_several_ids(self) -> bool:
+        """Whether a cell is a list of ids."""
+        return self.kind in ("multi_categorical", "text", "hashed")
 
 
 class Vocabulary(_Part):

@@ -52,7 +52,8 @@ _KINDS_OF_KEYS = {
     "transform": ("number",),
     "clip": ("number",),
     "missing": ("number", "vector"),
-    "num_buckets": ("number", "text"),
+    "num_buckets": ("number", "text", "hashed"),
+    "num_hashes": ("hashed",),
     "dim": ("vector",),
     "ngrams": ("text",),
     "max_values": ("multi_categorical", "text"),
@@ -64,9 +65,10 @@ class FeatureConfig(Section):
 
     column: str
     """Column of the source."""
-    kind: Literal["categorical", "multi_categorical", "number", "vector", "text"]
+    kind: Literal["categorical", "multi_categorical", "number", "vector", "text", "hashed"]
     """categorical: one value. multi_categorical: several, split at `separator` or a list column.
-    number: a float. vector: numbers, split at `separator` or a list column. text: words."""
+    number: a float. vector: numbers, split at `separator` or a list column. text: words. hashed:
+    one value, as categorical, but without a vocabulary: for more values than rows are to be had."""
     name: str = ""
     """Name of the feature; by default the column's."""
     separator: str = "|"
@@ -82,7 +84,9 @@ class FeatureConfig(Section):
     """number, vector: what stands for a missing value; mean is zero after standardising."""
     num_buckets: int = Field(default=0, ge=0)
     """number: if > 1, make it categorical by this many quantile buckets fitted on train.
-    text: number of hash buckets (65,536 when 0)."""
+    text, hashed: number of hash buckets (65,536 when 0)."""
+    num_hashes: int = Field(default=2, ge=1, le=8)
+    """hashed: buckets of a value, by as many hash functions; two values rarely share all."""
     dim: int = Field(default=0, ge=0)
     """vector: its length; a row with another length is rejected."""
     ngrams: int = Field(default=2, ge=1, le=4)

@@ -17,7 +17,9 @@ from distrec.files import uri
 SECONDS_PER_DAY = 86_400
 
 # of FeatureConfig: what an encoded value means hangs on them
-_MEANING = ("kind", "transform", "clip", "missing", "num_buckets", "dim", "ngrams")
+_MEANING = (
+    "kind", "transform", "clip", "missing", "num_buckets", "num_hashes", "dim", "ngrams",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

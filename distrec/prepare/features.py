@@ -1,4 +1,4 @@
-"""Features fitted on train and encoded: ids, hashed text, standardised numbers, vectors.
+"""Features fitted on train and encoded: ids, hashes, standardised numbers, vectors.
 
 Value counts of vocabularies are look-ups: one for every train event of the user or item, so that an
 id is the rank of how often its row is used. Means, deviations and quantiles are over the users or
@@ -23,7 +23,7 @@ from distrec.prepare.validate import raw_column
 from distrec.prepare.vocabulary import NEW, FittedVocabulary, fit_vocabulary
 from distrec.prepare.workspace import Workspace
 
-TEXT_BUCKETS = 65_536
+HASH_BUCKETS = 65_536
 
 # number of train events of a row: of a user, of an item; 1 or 0 for an event
 TRAIN_COUNT = "train_count"
@@ -92,7 +92,10 @@ def fit_features(
         if config.kind in ("categorical", "multi_categorical"):
             fitted.append(_fit_ids(base, in_use, workspace, continuation))
             continue
-        fit = {"text": _fit_text, "number": _fit_number, "vector": _fit_vector}[config.kind]
+        fit = {
+            "text": _fit_hashes, "hashed": _fit_hashes,
+            "number": _fit_number, "vector": _fit_vector,
+        }[config.kind]  # fmt: skip
         fitted.append(fit(base, seen, workspace, continuation.statistics(column)))
     return tuple(fitted)
 
@@ -121,10 +124,10 @@ def _fit_ids(
     return replace(base, spec=spec, vocabulary=vocabulary)
 
 
-def _fit_text(
+def _fit_hashes(
     base: FittedFeature, seen: DataFrame, workspace: Workspace, kept: Statistics | None
 ) -> FittedFeature:
-    buckets = base.config.num_buckets or TEXT_BUCKETS
+    buckets = base.config.num_buckets or HASH_BUCKETS
     return replace(base, spec=_with_spec(base, num_embeddings=c.FIRST_INDEX + buckets))
 
 
@@ -235,6 +238,7 @@ def defaults(features: Sequence[FittedFeature]) -> list[Column]:
         "categorical": F.lit(c.PADDING_INDEX).cast("long"),
         "multi_categorical": F.array().cast("array<bigint>"),
         "text": F.array().cast("array<bigint>"),
+        "hashed": F.array().cast("array<bigint>"),
         "number": F.lit(0.0).cast("float"),
     }
     chosen = []
@@ -251,6 +255,8 @@ def _expression(feature: FittedFeature) -> Column:
     kind, value = feature.config.kind, F.col(feature.raw)
     if kind == "text":
         return hashed_ngrams(value, feature.config, feature.spec.num_embeddings - c.FIRST_INDEX)
+    if kind == "hashed":
+        return hashed_value(value, feature.config, feature.spec.num_embeddings - c.FIRST_INDEX)
     if kind == "vector":
         stand_in = F.array(*(F.lit(number) for number in feature.stand_in))
         return F.coalesce(value, stand_in).cast("array<float>")
@@ -295,6 +301,16 @@ def hashed_ngrams(text: Column, config: FeatureConfig, num_buckets: int) -> Colu
         grams, lambda gram: F.pmod(F.xxhash64(gram), F.lit(num_buckets)) + c.FIRST_INDEX
     )
     return F.slice(F.array_distinct(ids), 1, config.max_values).cast("array<bigint>")
+
+
+def hashed_value(value: Column, config: FeatureConfig, num_buckets: int) -> Column:
+    """num_hashes ids in [FIRST_INDEX, FIRST_INDEX + num_buckets), or none of a missing value.
+
+    Hash function k is Spark's xxhash64 of the pair of value and k.
+    """
+    hashes = [F.xxhash64(value, F.lit(k)) for k in range(config.num_hashes)]
+    ids = F.array(*(F.pmod(one, F.lit(num_buckets)) + c.FIRST_INDEX for one in hashes))
+    return F.when(value.isNull(), F.array()).otherwise(ids).cast("array<bigint>")
 
 
 def _gram(words: Column, length: int) -> Callable[[Column], Column]:

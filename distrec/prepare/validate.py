@@ -135,7 +135,7 @@ class Checks:
     def feature(self, feature: FeatureConfig) -> Column:
         """Typed and not yet encoded: string, array<string>, double or array<double>."""
         column = feature.column
-        if feature.kind in ("categorical", "text"):
+        if feature.kind in ("categorical", "text", "hashed"):
             return self.text(column)
         if feature.kind == "multi_categorical":
             distinct = F.array_distinct(self.values(column, feature.separator))

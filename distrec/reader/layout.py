@@ -89,7 +89,7 @@ def _layout(
 ) -> Layout:
     chosen = [feature for feature in features if feature.side in sides]
     singles = tuple(f.column for f in chosen if f.kind == "categorical")
-    several = tuple(f.column for f in chosen if f.kind in ("multi_categorical", "text"))
+    several = tuple(f.column for f in chosen if f.has_several_ids)
     return Layout(
         integers=(*integers, *singles),
         floats=floats,

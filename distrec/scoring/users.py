@@ -35,6 +35,7 @@ _ENCODED = {
     "categorical": "bigint",
     "multi_categorical": "array<bigint>",
     "text": "array<bigint>",
+    "hashed": "array<bigint>",
     "number": "float",
     "vector": "array<float>",
 }
@@ -42,6 +43,7 @@ _RAW = {
     "categorical": "string",
     "multi_categorical": "array<string>",
     "text": "string",
+    "hashed": "string",
     "number": "double",
     "vector": "array<double>",
 }
@@ -256,7 +258,7 @@ def _default(spec: FeatureSpec) -> Column:
     """Padding, nothing or zero."""
     if spec.kind == "vector":
         return F.array_repeat(F.lit(0.0).cast("float"), spec.dim)
-    if spec.kind in ("multi_categorical", "text"):
+    if spec.has_several_ids:
         return F.array().cast("array<bigint>")
     return F.lit(0).cast(_ENCODED[spec.kind])
 

@@ -100,6 +100,8 @@ def made(
         price={"transform": "log", "clip": [-100.0, 100.0]}, size={"num_buckets": 2},
         image={"dim": 2, "separator": " "}, title={"num_buckets": 1000},
     )  # fmt: skip
+    hashed = {"column": "title", "name": "maker", "kind": "hashed", "num_buckets": 50}
+    item_features.append({**hashed, "num_hashes": 3})
     items = {
         "paths": [str(raw / "items.csv")], "id": "item", "title": "title", "duplicates": "first",
         "features": item_features,
@@ -193,6 +195,21 @@ def test_items_and_their_encoded_features(made: tuple[DatasetManifest, Path]) ->
     # c has no image: the mean of those of a and b
     images = [[1, 2], [3, 4], [2, 3], [0, 0], [7, 7], [5, 5]]
     assert [row["item_image"] for row in found.values()] == images
+
+
+def test_hashed_values_have_no_vocabulary(
+    spark: SparkSession, made: tuple[DatasetManifest, Path]
+) -> None:
+    manifest, directory = made
+    (feature,) = (feature for feature in manifest.features if feature.name == "maker")
+    assert (feature.kind, feature.column, feature.num_embeddings) == ("hashed", "item_maker", 52)
+    found = {row["item_id"]: row["item_maker"] for row in rows(manifest, directory, "items")}
+    # whole values, capitals and marks included; three hash functions each; d has no title
+    titles = {"a": 'Red "dog", barking', "b": "Red dog", "c": "Tree", "e": "Sea", "z": "Zoo"}
+    for item, title in titles.items():
+        hashes = ", ".join(f"pmod(xxhash64('{title}', {k}), 50) + 2" for k in range(3))
+        assert found.pop(item) == list(spark.sql(f"SELECT {hashes}").first())
+    assert found == {"d": []}
 
 
 def test_users_as_of_now(made: tuple[DatasetManifest, Path]) -> None:

@@ -23,6 +23,7 @@ from distrec.checkpoint.manifest import (
     rows_of_shard,
 )
 from distrec.checkpoint.shards import check_row_ids, open_shard, shard_path
+from distrec.checkpoint.tables import MappedTables
 from distrec.dataset import DatasetManifest
 from distrec.errors import CheckpointError, ConfigError, DataError
 from distrec.files import fsync
@@ -50,10 +51,12 @@ def export_table(
     start: int = 0,
     stop: int | None = None,
 ) -> int:
-    """Write rows [start, stop) of a table; the file appears whole or not at all.
+    """Write the vectors of ids [start, stop) of a table; the file appears whole or not at all.
+
+    Those of a compressed table are composed, as look-ups do it.
 
     Columns: id int64, ascending; value text, as in the vocabulary, null for an id that is nobody's
-    (padding, unknown) and where the ids are no vocabulary (hashed text); vector list of float32.
+    (padding, unknown) and where the ids are no vocabulary (hashes); vector list of float32.
 
     Args:
         path: The checkpoint's directory; it may be a delta.
@@ -68,15 +71,15 @@ def export_table(
         Rows written.
 
     Raises:
-        ConfigError: There is no such table, or not so many rows.
+        ConfigError: There is no such table, or not so many ids.
         CheckpointError: The checkpoint is damaged, or of another dataset.
         DataError: The file cannot be written, or the vocabulary cannot be read.
     """
     rows = TableRows(path, table)
-    stop = rows.num_embeddings if stop is None else stop
-    if not 0 <= start < stop <= rows.num_embeddings:
+    stop = rows.num_ids if stop is None else stop
+    if not 0 <= start < stop <= rows.num_ids:
         raise ConfigError(
-            f"ids of table {table!r} lie in [0, {rows.num_embeddings}). Received: start {start}, "
+            f"ids of table {table!r} lie in [0, {rows.num_ids}). Received: start {start}, "
             f"stop {stop}. Ask for a range of them."
         )
     values = _Values(rows.manifest, table, dataset_directory, dataset)
@@ -124,7 +127,9 @@ def _whole_file(output: Path) -> Iterator[Path]:
 
 
 class TableRows:
-    """Rows of one table of a checkpoint, range by range, read and not mapped.
+    """Vectors of one table of a checkpoint, range by range; rows are read and not mapped.
+
+    The rows that an id is composed of lie anywhere: those of a compressed table are mapped.
 
     Args:
         path: The checkpoint's directory; it may be a delta.
@@ -147,6 +152,7 @@ class TableRows:
         base = read_base(path, self.manifest)
         # row numbers, mapped, and the rows
         self._changed: list[tuple[Tensor, StoredRows]] = []
+        self._mapped = MappedTables(path) if self._entry.composition is not None else None
         if self.manifest.base is not None and base is not None:
             for index in range(len(self._entry.shards)):
                 row_ids = open_shard(path, table, self._entry, index, is_delta=True)["row_ids"]
@@ -158,9 +164,9 @@ class TableRows:
         self._stored = [_stored(path, table, self._entry, index) for index in indexes]
 
     @property
-    def num_embeddings(self) -> int:
-        """Rows of the table."""
-        return self._entry.num_embeddings
+    def num_ids(self) -> int:
+        """Ids lie in [0, num_ids)."""
+        return self._entry.num_ids
 
     @property
     def embedding_dim(self) -> int:
@@ -168,7 +174,9 @@ class TableRows:
         return self._entry.embedding_dim
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Rows [start, stop): float32, (stop - start, D)."""
+        """Vectors of ids [start, stop): float32, (stop - start, D)."""
+        if self._mapped is not None:
+            return self._mapped.read_rows(self._table, start, stop)
         rows = torch.empty(stop - start, self.embedding_dim)
         count = len(self._stored)
         for index, stored in enumerate(self._stored):

@@ -279,6 +279,7 @@ def _check_tables(
             sharding.precision,
             sharding.optimizer,
             state_width(sharding.optimizer, plan.embedding_dim),
+            plan.composition,
         )
         for plan in plans
     }
@@ -291,7 +292,7 @@ def _check_tables(
     for name, shape in wanted.items():
         if shape != found[name]:
             raise CheckpointError(
-                "a table has the rows, width, precision, optimizer and state width that it was "
-                f"saved with. Received: {found[name]} (table {name!r} of {path}), the model has "
-                f"{shape}. Use the configuration that it was trained with."
+                "a table has the rows, width, precision, optimizer, state width and compression "
+                f"that it was saved with. Received: {found[name]} (table {name!r} of {path}), the "
+                f"model has {shape}. Use the configuration that it was trained with."
             )

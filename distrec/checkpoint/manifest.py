@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from distrec.errors import CheckpointError
 from distrec.files import sha256
 from distrec.model.spec import ModelSpec
+from distrec.sharding.compression import Composition
 
 FORMAT_VERSION = 1
 # of deltas; full checkpoints stay readable for all who read format 1
@@ -75,6 +76,22 @@ class TableEntry(_Part):
     placement: Literal["row_wise", "replicated"]
     """Where it lay in training; a replicated table is one shard."""
     shards: tuple[ShardEntry, ...] = Field(min_length=1, max_length=MAX_SHARDS)
+    composition: Composition | None = None
+    """Of a compressed table, which has fewer rows than ids; left out of the others' entries."""
+
+    @property
+    def num_ids(self) -> int:
+        """Ids lie in [0, num_ids)."""
+        return self.num_embeddings if self.composition is None else self.composition.num_ids
+
+    @model_validator(mode="after")
+    def _rows_of_composition(self) -> TableEntry:
+        if self.composition is not None and self.composition.num_embeddings != self.num_embeddings:
+            raise ValueError(
+                "a compressed table has the rows of its composition. Received: "
+                f"{self.num_embeddings} rows, {self.composition}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _shards_in_order(self) -> TableEntry:
@@ -214,7 +231,7 @@ def read_base(path: str | Path, manifest: CheckpointManifest) -> CheckpointManif
     return base
 
 
-def shapes(manifest: CheckpointManifest) -> dict[str, tuple[int | str, ...]]:
+def shapes(manifest: CheckpointManifest) -> dict[str, tuple[int | str | Composition | None, ...]]:
     """What the tables are, wherever they lay."""
     return {
         name: (
@@ -223,6 +240,7 @@ def shapes(manifest: CheckpointManifest) -> dict[str, tuple[int | str, ...]]:
             table.precision,
             table.optimizer,
             table.state_dim,
+            table.composition,
         )
         for name, table in manifest.tables.items()
     }

@@ -265,6 +265,7 @@ def _manifest(
             state_dim=state_width(parts.sharding.optimizer, plan.embedding_dim),
             placement=plan.placement,
             shards=tuple(shards),
+            composition=plan.composition,
         )
     return CheckpointManifest(
         format_version=FORMAT_VERSION if base is None else DELTA_FORMAT_VERSION,
@@ -295,9 +296,13 @@ def _commit(partial: Path, final: Path, manifest: CheckpointManifest | None) -> 
     if manifest is None:
         return
     try:
-        # format 1 knows no base
-        left_out = {"base"} if manifest.base is None else None
-        document = manifest.model_dump(mode="json", exclude=left_out)
+        document = manifest.model_dump(mode="json")
+        # the first readers of format 1 know neither, and refuse what they do not know
+        if manifest.base is None:
+            del document["base"]
+        for entry in document["tables"].values():
+            if entry["composition"] is None:
+                del entry["composition"]
         write_text(partial / MANIFEST, json.dumps(document, indent=1) + "\n")
         for folder in sorted((partial / TABLES_DIRECTORY).iterdir()):
             fsync(folder)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from distrec.batch import Jagged
 from distrec.checkpoint.manifest import (
     CheckpointManifest,
     TableEntry,
@@ -50,25 +51,32 @@ class MappedTables:
         """
         found = {}
         for key, request in requests.items():
-            rows, index = self._distinct_rows(request.table, request.ids.values)
-            found[key] = gather_and_pool(rows, index, request.ids, request.pooling)
+            found[key] = self._look_up(request)
         return found
 
     def rows(self, table: str, ids: Tensor) -> Tensor:
-        """The row of each id, zeros for padding: ids int64 (n,) to float32 (n, D)."""
-        rows, index = self._distinct_rows(table, ids)
-        return rows.index_select(0, index)
+        """The vector of each id, zeros for padding: ids int64 (n,) to float32 (n, D)."""
+        return self._look_up(Request(table, Jagged.singles(ids), "none"))
 
-    def _distinct_rows(self, table: str, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Distinct rows, float32 (U, D), and which of them each id is, int64 (n,)."""
+    def _look_up(self, request: Request) -> Tensor:
+        table, ids = request.table, request.ids.values.cpu()
         entry = self._entry(table)
-        distinct, index = torch.unique(ids.cpu(), return_inverse=True)
-        if len(distinct) and not 0 <= int(distinct[0]) <= int(distinct[-1]) < entry.num_embeddings:
+        least, most = (int(bound) for bound in torch.aminmax(ids)) if len(ids) else (0, 0)
+        if not 0 <= least <= most < entry.num_ids:
             raise DataError(
-                f"an id of table {table!r} lies in [0, {entry.num_embeddings}). Received: "
-                f"{int(distinct[0])} to {int(distinct[-1])}. The dataset and the checkpoint are "
-                "not of the same vocabulary: run prepare and train again."
+                f"an id of table {table!r} lies in [0, {entry.num_ids}). Received: {least} to "
+                f"{most}. The dataset and the checkpoint are not of the same vocabulary: run "
+                "prepare and train again."
             )
+        if entry.composition is not None:
+            ids = entry.composition.row_ids(table, ids).flatten()
+        rows, index = self._distinct_rows(table, ids)
+        return gather_and_pool(rows, index, request.ids, request.pooling, entry.composition)
+
+    def _distinct_rows(self, table: str, row_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Distinct rows, float32 (U, D), and which of them each row id is, int64 (n,)."""
+        entry = self._entry(table)
+        distinct, index = torch.unique(row_ids, return_inverse=True)
         shards = self._open(table)
         rows = torch.empty(len(distinct), entry.embedding_dim)
         for number, shard in enumerate(shards):
@@ -76,16 +84,16 @@ class MappedTables:
             if len(own):
                 rows[own] = shard[distinct[own] // len(shards)].to(torch.float32)
         for changed in self._open_changed(table):
-            row_ids = changed["row_ids"]
-            if len(row_ids):
-                places = torch.searchsorted(row_ids, distinct).clamp_(max=len(row_ids) - 1)
-                own = (row_ids[places] == distinct).nonzero().squeeze(1)
+            stored = changed["row_ids"]
+            if len(stored):
+                places = torch.searchsorted(stored, distinct).clamp_(max=len(stored) - 1)
+                own = (stored[places] == distinct).nonzero().squeeze(1)
                 rows[own] = changed["weights"][places[own]].to(torch.float32)
         rows[distinct == PADDING_INDEX] = 0.0
         return rows, index
 
     def read_rows(self, table: str, start: int, stop: int) -> Tensor:
-        """Rows [start, stop) of a table, for export: float32, (stop - start, D)."""
+        """Vectors of ids [start, stop) of a table: float32, (stop - start, D)."""
         return self.rows(table, torch.arange(start, stop))
 
     def _entry(self, table: str) -> TableEntry:
@@ -124,5 +132,5 @@ class MappedTables:
 
 
 def read_rows(path: str | Path, table: str, start: int, stop: int) -> Tensor:
-    """Rows [start, stop) of a table of a checkpoint: float32, (stop - start, D)."""
+    """Vectors of ids [start, stop) of a table of a checkpoint: float32, (stop - start, D)."""
     return MappedTables(path).read_rows(table, start, stop)

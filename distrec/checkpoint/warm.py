@@ -18,6 +18,7 @@ from distrec.checkpoint.load import load_tables
 from distrec.checkpoint.manifest import CheckpointManifest
 from distrec.config import ShardingConfig
 from distrec.errors import CheckpointError
+from distrec.sharding.compression import Composition
 from distrec.sharding.initial import initial_rows
 from distrec.sharding.plan import TablePlan, state_width
 from distrec.world import World
@@ -43,7 +44,7 @@ def old_rows(path: Path, saved: CheckpointManifest, plans: Iterable[TablePlan]) 
     """Which rows of the tables a checkpoint has.
 
     Raises:
-        CheckpointError: A table has more rows there than here.
+        CheckpointError: A table has more ids there than here, or composes them in another way.
     """
     cut, new = [], []
     for plan in plans:
@@ -51,15 +52,29 @@ def old_rows(path: Path, saved: CheckpointManifest, plans: Iterable[TablePlan]) 
         if entry is None:
             new.append(plan.name)
             continue
-        rows = entry.num_embeddings
-        if rows > plan.num_embeddings:
+        rows, composition = entry.num_embeddings, entry.composition
+        if entry.num_ids > plan.num_ids:
             raise CheckpointError(
                 "tables grow, they do not shrink. Received: table "
-                f"{plan.name!r} with {rows} rows in {path}, {plan.num_embeddings} in the model. "
+                f"{plan.name!r} with {entry.num_ids} ids in {path}, {plan.num_ids} in the model. "
                 "Warm-start from a checkpoint of the dataset that this one extends."
             )
-        cut.append(replace(plan, num_embeddings=rows, hot_rows=min(plan.hot_rows, rows)))
+        if not _same_rows(composition, plan.composition):
+            raise CheckpointError(
+                "the ids of a table go on sharing their rows, or go on having their own. Received: "
+                f"table {plan.name!r} with {composition or 'a row an id'} in {path}, "
+                f"{plan.composition or 'a row an id'} in the model. Put back sharding.compress."
+                f"{plan.name}."
+            )
+        hot_rows = min(plan.hot_rows, rows)
+        cut.append(replace(plan, num_embeddings=rows, hot_rows=hot_rows, composition=composition))
     return OldRows(tuple(cut), tuple(new))
+
+
+def _same_rows(old: Composition | None, new: Composition | None) -> bool:
+    if old is None or new is None:
+        return old is new
+    return new.continues(old)
 
 
 def load_old_rows(

@@ -22,6 +22,7 @@ from distrec.config.serving import (
     SparkConfig,
 )
 from distrec.config.training import (
+    CompressionConfig,
     LossConfig,
     ModelConfig,
     ReaderConfig,
@@ -32,6 +33,7 @@ from distrec.config.tuning import RangeConfig, TuneConfig
 from distrec.config.whole import Config, section_hash
 
 __all__ = [
+    "CompressionConfig",
     "Config",
     "EvaluateConfig",
     "EventsConfig",

@@ -27,6 +27,36 @@ class ReaderConfig(Section):
     """What of each file is checked against the manifest before the first step."""
 
 
+class CompressionConfig(Section):
+    """An embedding table with fewer rows than ids: the vector of an id is composed of rows that it
+    shares with others."""
+
+    method: Literal["hash", "quotient_remainder"]
+    """hash: the sum of num_hashes rows, found by as many hash functions; two ids rarely share all.
+    quotient_remainder: of the row of id div num_buckets and that of id mod num_buckets; no two ids
+    share both."""
+    num_buckets: int = Field(ge=1)
+    """Rows that ids are hashed to; or the number that ids are divided by, of which the root of the
+    number of ids makes the smallest table."""
+    num_hashes: int = Field(default=2, ge=1, le=8)
+    """hash: rows an id."""
+    operation: Literal["sum", "product"] = "sum"
+    """quotient_remainder: q + r, or number by number q * (1 + r)."""
+    own_rows: int = Field(default=0, ge=0)
+    """The so many most frequent values keep a row each, as padding and unknown always do."""
+
+    @model_validator(mode="after")
+    def _of_method(self) -> CompressionConfig:
+        for key, method in (("num_hashes", "hash"), ("operation", "quotient_remainder")):
+            value = getattr(self, key)
+            if value != type(self).model_fields[key].default and self.method != method:
+                raise ValueError(
+                    f"{key} is for method = {method!r}. Received: {key} = {value!r} with method = "
+                    f"{self.method!r}. Remove it, or change method"
+                )
+        return self
+
+
 class ShardingConfig(Section):
     """Embedding tables over the ranks."""
 
@@ -43,6 +73,8 @@ class ShardingConfig(Section):
     found again from the frequencies for each number of ranks. It saves row numbers only, 0.1 % of
     the bytes on Zipf ids, and a step takes as long or longer (benchmarks/hot_tier.py); so
     no table has one unless asked."""
+    compress: Mapping[str, CompressionConfig] = {}
+    """Table -> how its ids share rows; the others have a row an id."""
     exchange_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Of rows and row gradients on their way between ranks; sums are fp32. fp16: rows within a
     factor of 1 +- 2^-11 (below 2^-14 within 2^-25, beyond 65504 infinite, which stops the run),

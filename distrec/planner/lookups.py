@@ -8,7 +8,7 @@ the catalogue: its rows are runs of one count.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +23,7 @@ from distrec.model.losses import SCORES_PER_BLOCK
 from distrec.model.positions import window_targets
 from distrec.planner.dataset import Sample
 from distrec.sharding.lookup import Request
+from distrec.sharding.plan import TablePlan
 from distrec.sharding.sizing import Floats, Integers, RowChances, log_absence_of_events
 
 # entries kept before those of one row are added up
@@ -34,7 +35,7 @@ class TableLookups:
     """What one rank looks up of one table in one step.
 
     Args:
-        num_ids: Expected ids of examples and items, repeated ones counted.
+        num_ids: Expected rows of the ids of examples and items, repeated ones counted.
         rows: Chance of each row to be among them.
     """
 
@@ -65,6 +66,7 @@ class StepLookups:
 
 def step_lookups(
     model: UnifiedModel,
+    plans: Sequence[TablePlan],
     loss: LossConfig,
     sample: Sample,
     catalogue: Callable[[], Iterator[ItemBatch]],
@@ -76,6 +78,7 @@ def step_lookups(
 
     Args:
         model: Of the dataset; its weights may be on the meta device.
+        plans: Of its tables.
         loss: Section [loss].
         sample: Rows of train, at least `batch_rows` of them.
         catalogue: Gives all items in pieces, each time it is called.
@@ -84,15 +87,15 @@ def step_lookups(
         train_rows: What a row of train is.
     """
     model.train()
-    sizes = {spec.name: spec.num_embeddings for spec in model.table_specs()}
-    tables = {name: _Collected() for name in sizes}
+    by_name = {plan.name: plan for plan in plans}
+    tables = {name: _Collected() for name in by_name}
     share = batch_rows / sample.batch.batch_size
     num_sampled = sample.batch.batch_size
     positions = window_targets(sample.batch)[0] if train_rows == "windows" else None
     for name, requests in _by_table(model.user_requests(sample.batch, positions)).items():
         # one in `share` of the examples of the sample is in the step
         log_absences = np.full(num_sampled, log_absence_of_events(np.array([1]), share)[0])
-        _collect(tables[name], requests, log_absences, np.full(num_sampled, share))
+        _collect(tables[name], by_name[name], requests, log_absences, np.full(num_sampled, share))
     num_candidates = 0.0
     chance = _candidate_chance(model.spec, loss, catalogue, batch_rows / num_rows)
     for items in catalogue():
@@ -100,7 +103,7 @@ def step_lookups(
         chances = -np.expm1(log_absences)
         num_candidates += float(chances.sum())
         for name, requests in _by_table(model.item_requests(items)).items():
-            _collect(tables[name], requests, log_absences, chances)
+            _collect(tables[name], by_name[name], requests, log_absences, chances)
     found = {name: TableLookups(one.num_ids, one.chances()) for name, one in tables.items()}
     kind = resolve_loss_kind(model.spec, loss)
     num_targets = batch_rows if positions is None else share * len(positions.example)
@@ -160,12 +163,17 @@ def _counts(items: ItemBatch) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
 
 
 def _collect(
-    collected: _Collected, requests: list[Request], log_absences: Floats, chances: Floats
+    collected: _Collected,
+    plan: TablePlan,
+    requests: list[Request],
+    log_absences: Floats,
+    chances: Floats,
 ) -> None:
     """Add what some examples or items ask of one table.
 
     Args:
         collected: Of the table.
+        plan: Of the table.
         requests: One bag an example; a bag more, the last, is looked up in any case.
         log_absences: Of each example: float64, (B,).
         chances: Of each example to be there: float64, (B,).
@@ -174,7 +182,9 @@ def _collect(
     # the unknown row comes with every piece, and counts as no look-up of an example
     present = np.append(chances, 0.0)
     bags = np.concatenate([request.ids.bag_of_value.numpy() for request in requests])
-    ids = np.concatenate([request.ids.values.numpy() for request in requests])
+    ids = plan.row_ids(torch.cat([request.ids.values for request in requests])).numpy()
+    # a compressed table has several rows an id
+    bags = np.repeat(bags, len(ids) // max(len(bags), 1))
     bags, ids = bags[ids != PADDING_INDEX], ids[ids != PADDING_INDEX]
     collected.num_ids += float(present[bags].sum())
     if not len(ids):

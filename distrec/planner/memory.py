@@ -30,6 +30,8 @@ _INTEGER = 8
 _ROW_COPIES = 5
 # the gradient of a replicated table, its sum over the ranks, and the look-up that updates it
 _REPLICATED_COPIES = 3
+# quotients and remainders apart, their product, and the gradients of all of them
+_PRODUCT_COPIES = 4
 # an activation, its gradient, and what autograd keeps of the operation
 _ACTIVATION_COPIES = 3
 # logits, their logarithm of the softmax, its gradient
@@ -139,6 +141,8 @@ def step_buffers(
             copied = plan.num_embeddings
         total += copied * (_REPLICATED_COPIES * row + 2 * _INTEGER)
         total += table.rows.expected() * _ROW_COPIES * row
+        if plan.composition is not None and plan.composition.operation == "product":
+            total += table.num_ids * row * _PRODUCT_COPIES
         # its key, its place and their sort
         total += table.num_ids * 4 * _INTEGER
     encoded = lookups.num_targets + lookups.num_candidates

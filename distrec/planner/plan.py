@@ -261,7 +261,7 @@ class Sizer:
             torch.manual_seed(self.config.seed)
             directory = self.config.dataset_directory
             self._lookups[world_size] = step_lookups(
-                self._module, self.config.loss, self._sample,
+                self._module, self._plans(world_size, {}), self.config.loss, self._sample,
                 lambda: read_catalogue(directory, self.manifest), self._num_rows, rows,
                 self.manifest.train_rows,
             )  # fmt: skip
@@ -295,9 +295,9 @@ class Sizer:
         """More than these have no plan: a spread table has a row a rank, a rank a lane to read."""
         sharding, lanes = self.config.sharding, self.config.reader.lanes
         spread = [
-            spec.num_embeddings
-            for spec in self._specs
-            if sharding.tables.get(spec.name, sharding.placement) == "row_wise"
+            plan.num_embeddings
+            for plan in self._plans(1, {})
+            if sharding.tables.get(plan.name, sharding.placement) == "row_wise"
         ]
         return min([MOST_RANKS, *spread, *([lanes] if lanes else [])])
 

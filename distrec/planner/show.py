@@ -60,8 +60,12 @@ def _tables(report: Report) -> Table:
 
 
 def _placement(report: Report, entry: TableReport) -> str:
-    hot = entry.plan.hot_on(report.world_size)
-    return f"{entry.plan.placement}, {hot:,} hot" if hot else entry.plan.placement
+    plan = entry.plan
+    hot = plan.hot_on(report.world_size)
+    parts = [plan.placement, *([f"{hot:,} hot"] if hot else [])]
+    if plan.composition is not None:
+        parts.append(f"{plan.num_ids:,} ids by {plan.composition.method}")
+    return ", ".join(parts)
 
 
 def _hot_tier(report: Report) -> str:
@@ -124,6 +128,7 @@ def as_json(report: Report) -> str:
             {
                 "name": entry.plan.name,
                 "num_embeddings": entry.plan.num_embeddings,
+                "num_ids": entry.plan.num_ids,
                 "embedding_dim": entry.plan.embedding_dim,
                 "num_bytes": entry.num_bytes,
                 "placement": entry.plan.placement,

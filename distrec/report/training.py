@@ -153,11 +153,19 @@ def _table_row(table: Mapping[str, Any]) -> dict[str, Any]:
         "name": str(table["name"]),
         "rows": finite(table.get("num_embeddings")),
         "width": finite(table.get("embedding_dim")),
-        "placement": str(table.get("placement", "")).replace("_", "-"),
+        "placement": _placement(table),
         "weights": scales.num_bytes(sum(_bytes(table, "weight_bytes_by_rank"))),
         "state": scales.num_bytes(sum(_bytes(table, "state_bytes_by_rank"))),
         "largest": scales.num_bytes(max(by_rank, default=0)),
     }
+
+
+def _placement(table: Mapping[str, Any]) -> str:
+    placement = str(table.get("placement", "")).replace("_", "-")
+    num_ids, method = finite(table.get("num_ids")), table.get("compression")
+    if num_ids is None or method is None:
+        return placement
+    return f"{placement}, {num_ids:,.0f} ids by {str(method).replace('_', '-')}"
 
 
 def _rank_chart(tables: Sequence[Mapping[str, Any]], ranks: int) -> dict[str, Any]:

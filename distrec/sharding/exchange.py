@@ -297,7 +297,7 @@ class FetchRows(torch.autograd.Function):
 
 def _bad_id_message(bad_id: BadId, plan: TablePlan, rank: int) -> str:
     return (
-        f"ids of table {plan.name!r} lie in [0, {plan.num_embeddings}). Received: id {bad_id.id} "
+        f"ids of table {plan.name!r} lie in [0, {plan.num_ids}). Received: id {bad_id.id} "
         f"at position {bad_id.position} (example {bad_id.example} of the batch) on rank {rank}. "
         "The tables and the data have different vocabularies: run prepare again, and train from "
         "the start."

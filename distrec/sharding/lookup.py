@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from distrec.batch import Jagged
 from distrec.columns import PADDING_INDEX
+from distrec.sharding.compression import Composition
 
 Pooling = Literal["none", "sum", "mean"]
 
@@ -26,8 +27,8 @@ class Request:
 
     Args:
         table: Name of the table.
-        ids: B bags of row ids in [0, num_embeddings), int64. Id 0 is padding: a row of zeros that
-            is never trained.
+        ids: B bags of ids in [0, num_ids) of the table, int64. Id 0 is padding: a row of zeros
+            that is never trained.
         pooling: none: every id's row, in order; sum and mean: one row a bag, padding left out.
     """
 
@@ -58,20 +59,31 @@ def pool(rows: Tensor, ids: Jagged, pooling: Pooling) -> Tensor:
     return gather_and_pool(rows, places, ids, pooling)
 
 
-def gather_and_pool(rows: Tensor, places: Tensor, ids: Jagged, pooling: Pooling) -> Tensor:
+def gather_and_pool(
+    rows: Tensor,
+    places: Tensor,
+    ids: Jagged,
+    pooling: Pooling,
+    composition: Composition | None = None,
+) -> Tensor:
     """As `pool(rows[places], ids, pooling)`, without writing rows[places] down.
 
     Args:
         rows: float32, (U, D): distinct rows.
-        places: int64, (nnz,): which of them each of `ids.values` is.
+        places: int64, (nnz * K,): which of them are those of each of `ids.values`.
         ids: The bags.
         pooling: As in `Request`.
+        composition: How K rows make up an id's vector; None: K is 1.
     """
-    return gather_and_pool_all(rows, [places], [ids], [pooling])[0]
+    return gather_and_pool_all(rows, [places], [ids], [pooling], [composition])[0]
 
 
 def gather_and_pool_all(
-    rows: Tensor, places: Sequence[Tensor], ids: Sequence[Jagged], poolings: Sequence[Pooling]
+    rows: Tensor,
+    places: Sequence[Tensor],
+    ids: Sequence[Jagged],
+    poolings: Sequence[Pooling],
+    compositions: Sequence[Composition | None],
 ) -> list[Tensor]:
     """As `gather_and_pool` for every k of the lists, in one kernel each way.
 
@@ -79,22 +91,41 @@ def gather_and_pool_all(
 
     Args:
         rows: float32, (U, D): distinct rows.
-        places: int64, (nnz,) each: which of the rows each of `ids[k].values` is.
+        places: int64, (nnz * K,) each: which of the rows are those of each of `ids[k].values`.
         ids: The bags.
         poolings: As in `Request`.
+        compositions: As in `gather_and_pool`.
     """
-    # without pooling, every id is a bag of its own: faster both ways than index_select
     lengths = [
-        torch.ones_like(index) if pooling == "none" else bags.lengths
-        for index, bags, pooling in zip(places, ids, poolings, strict=True)
+        _num_rows(bags, pooling, composition)
+        for bags, pooling, composition in zip(ids, poolings, compositions, strict=True)
     ]
     bags = Jagged.from_lengths(torch.cat(list(places)), torch.cat(lengths))
     pooled = _SumBags.apply(rows, bags)
     results = []
     parts = pooled.split([len(part) for part in lengths])
-    for part, bags, pooling in zip(parts, ids, poolings, strict=True):
-        results.append(part / _counts(bags) if pooling == "mean" else part)
+    for part, bags, pooling, composition in zip(parts, ids, poolings, compositions, strict=True):
+        if _is_product(composition):
+            quotients, remainders = part.unflatten(0, (-1, 2)).unbind(1)
+            results.append(pool(quotients * (1 + remainders), bags, pooling))
+        else:
+            results.append(part / _counts(bags) if pooling == "mean" else part)
     return results
+
+
+def _is_product(composition: Composition | None) -> bool:
+    return composition is not None and composition.operation == "product"
+
+
+def _num_rows(ids: Jagged, pooling: Pooling, composition: Composition | None) -> Tensor:
+    """How many rows make up each sum: a bag's, an id's, or one where rows are multiplied first."""
+    rows_per_id = 1 if composition is None else composition.rows_per_id
+    if _is_product(composition):
+        return ids.values.new_ones(len(ids.values) * rows_per_id)
+    if pooling == "none":
+        # a sum of its own for every id: faster both ways than index_select
+        return ids.values.new_full((len(ids.values),), rows_per_id)
+    return ids.lengths * rows_per_id
 
 
 class _SumBags(torch.autograd.Function):

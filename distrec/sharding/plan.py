@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from distrec.config import ShardingConfig
+from torch import Tensor
+
+from distrec.columns import FIRST_INDEX
+from distrec.config import CompressionConfig, ShardingConfig
 from distrec.errors import ConfigError
+from distrec.sharding.compression import Composition
 
 Placement = Literal["row_wise", "replicated"]
 
@@ -30,7 +34,7 @@ class TableSpec:
 
     Args:
         name: Unique among the tables.
-        num_embeddings: Rows; row 0 is padding.
+        num_embeddings: Ids, and unless it is compressed rows; id 0 is padding.
         embedding_dim: Width, a multiple of 4.
     """
 
@@ -45,12 +49,13 @@ class TablePlan:
 
     Args:
         name: As in TableSpec.
-        num_embeddings: As in TableSpec.
+        num_embeddings: Rows; row 0 is padding.
         embedding_dim: As in TableSpec.
         placement: row_wise or replicated.
         weight_bytes_per_row: Of the weights.
         state_bytes_per_row: Of the optimizer's state.
         hot_rows: H: rows [0, H) of a row-wise table are on every rank; below num_embeddings.
+        composition: Of a compressed table: the rows that make up an id's.
     """
 
     name: str
@@ -60,6 +65,18 @@ class TablePlan:
     weight_bytes_per_row: int
     state_bytes_per_row: int
     hot_rows: int = 0
+    composition: Composition | None = None
+
+    @property
+    def num_ids(self) -> int:
+        """Ids lie in [0, num_ids): as many as rows, unless the table is compressed."""
+        return self.num_embeddings if self.composition is None else self.composition.num_ids
+
+    def row_ids(self, ids: Tensor) -> Tensor:
+        """The rows of each id, one after the other: int64 (n,) to (n * K,), K = 1 uncompressed."""
+        if self.composition is None:
+            return ids
+        return self.composition.row_ids(self.name, ids).flatten()
 
     def local_rows(self, rank: int, world_size: int) -> range:
         """Ids of the rows that are a rank's own, ascending: those that it saves.
@@ -129,8 +146,8 @@ def plan_tables(
         One plan a spec, in their order.
 
     Raises:
-        ConfigError: A name stands twice or is unknown, a table is too small to be spread, a width
-            is not a multiple of 4.
+        ConfigError: A name stands twice or is unknown, a table is too small to be spread or no
+            smaller when it is compressed, a width is not a multiple of 4.
     """
     _check_names([spec.name for spec in specs], config)
     chosen = chosen_hot_rows or {}
@@ -163,8 +180,9 @@ def _check_names(names: list[str], config: ShardingConfig) -> None:
     if twice:
         raise ConfigError(f"tables have names of their own. Received twice: {twice}. Rename them.")
     hot_rows = {} if isinstance(config.hot_rows, str) else config.hot_rows
-    for key, named in (("tables", config.tables), ("hot_rows", hot_rows)):
-        for name in named:
+    named = {"tables": config.tables, "hot_rows": hot_rows, "compress": config.compress}
+    for key, tables in named.items():
+        for name in tables:
             if name not in names:
                 near = difflib.get_close_matches(name, names, n=1)
                 hint = (
@@ -185,6 +203,10 @@ def _plan(spec: TableSpec, config: ShardingConfig, world_size: int, hot_rows: in
             f"an embedding_dim is a multiple of {DIM_MULTIPLE}. Received: embedding_dim="
             f"{spec.embedding_dim} (table {spec.name!r}). Use {wider}."
         )
+    composition = None
+    if spec.name in config.compress:
+        composition = _composition(spec, config.compress[spec.name])
+        spec = replace(spec, num_embeddings=composition.num_embeddings)
     placement = _placement(spec, config, world_size)
     if hot_rows >= spec.num_embeddings:
         placement = "replicated"
@@ -202,7 +224,26 @@ def _plan(spec: TableSpec, config: ShardingConfig, world_size: int, hot_rows: in
         weight_bytes_per_row=spec.embedding_dim * _WEIGHT_BYTES[config.precision],
         state_bytes_per_row=state_width(config.optimizer, spec.embedding_dim) * _STATE_BYTES,
         hot_rows=hot_rows if placement == "row_wise" else 0,
+        composition=composition,
     )
+
+
+def _composition(spec: TableSpec, config: CompressionConfig) -> Composition:
+    composition = Composition(
+        method=config.method,
+        operation=config.operation,
+        num_ids=spec.num_embeddings,
+        num_own=FIRST_INDEX + config.own_rows,
+        num_buckets=config.num_buckets,
+        rows_per_id=config.num_hashes if config.method == "hash" else 2,
+    )
+    if composition.num_embeddings >= spec.num_embeddings:
+        raise ConfigError(
+            "a compressed table has fewer rows than ids. Received: sharding.compress."
+            f"{spec.name} with {composition.num_embeddings:,} rows for {spec.num_embeddings:,} "
+            "ids. Lower num_buckets or own_rows, or leave the table as it is."
+        )
+    return composition
 
 
 def _placement(spec: TableSpec, config: ShardingConfig, world_size: int) -> Placement:

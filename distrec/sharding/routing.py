@@ -90,8 +90,8 @@ class Route:
     Args:
         rows: For each group the distinct rows, by owner and then by number: int64, (U_g,).
         counts: For each group how many of them each owner holds.
-        places: For each request, for each id: 0 for padding, else 1 + its row's place among the
-            `rows` of all groups of the table's width, one group after the other.
+        places: For each request, for each row of each id: 0 for padding, else 1 + the row's place
+            among the `rows` of all groups of the table's width, one group after the other.
         bad_id: The ids were not looked at any further.
     """
 
@@ -150,16 +150,17 @@ class Layout:
 
     def route(self, requests: Mapping[str, Request], device: torch.device) -> Route:
         """The route of a look-up, on `device`, where the ids are."""
-        keys = [torch.full((1,), -1, device=device)]
-        for request in requests.values():
+        asked: dict[str, Tensor] = {}
+        for name, request in requests.items():
             bad_id = self._find_bad_id(request)
             if bad_id is not None:
                 none = torch.empty(0, dtype=torch.int64, device=device)
                 counts = [[0] * group.num_owners for group in self.groups]
                 return Route([none] * len(self.groups), counts, {}, bad_id)
-            keys.append(self._keys(request))
+            asked[name] = self._keys(request)
         # -1 is always there, first: so place 0 is padding, and a look-up without ids works
-        unique, inverse = torch.unique(torch.cat(keys), return_inverse=True)
+        keys = torch.cat([torch.full((1,), -1, device=device), *asked.values()])
+        unique, inverse = torch.unique(keys, return_inverse=True)
         bounds = torch.searchsorted(unique, self._bounds().to(device)).tolist()
         rows, counts, starts = [], [], []
         for group in self.groups:
@@ -170,7 +171,7 @@ class Layout:
             counts.append([stop - start for start, stop in itertools.pairwise(ends)])
         places, begin = {}, 1
         for name, request in requests.items():
-            end = begin + len(request.ids.values)
+            end = begin + len(asked[name])
             start = starts[self.widths[self.width(request.table)][0]]
             places[name] = (inverse[begin:end] - (start - 1)).clamp_(min=0)
             begin = end
@@ -204,7 +205,8 @@ class Layout:
         return torch.tensor([*starts, end])
 
     def _keys(self, request: Request) -> Tensor:
-        place, ids = self.places[request.table], request.ids.values.to(torch.int64)
+        place = self.places[request.table]
+        ids = place.plan.row_ids(request.ids.values.to(torch.int64))
         keys = self._part_keys(place.parts[-1], ids)
         if len(place.parts) > 1:
             hot = place.parts[0]
@@ -224,9 +226,9 @@ class Layout:
         if not len(ids):
             return None
         least, most = torch.aminmax(ids)
-        if int(least) >= 0 and int(most) < place.plan.num_embeddings:
+        if int(least) >= 0 and int(most) < place.plan.num_ids:
             return None
-        wrong = (ids < 0) | (ids >= place.plan.num_embeddings)
+        wrong = (ids < 0) | (ids >= place.plan.num_ids)
         position = int(wrong.nonzero()[0])
         example = int(torch.searchsorted(request.ids.offsets, position, right=True)) - 1
         return BadId(place.number, int(ids[position]), position, example)

@@ -131,6 +131,7 @@ class EmbeddingTables(nn.Module):
                     [places[key] for key in keys],
                     [requests[key].ids for key in keys],
                     [requests[key].pooling for key in keys],
+                    [self.table_plans[requests[key].table].composition for key in keys],
                 )
                 results.update(zip(keys, pooled, strict=True))
         return results

@@ -39,5 +39,7 @@ def resume_hash(config: Config) -> str:
         if name == "sharding" and config.sharding.exchange_precision == "fp32":
             # computes what a run did before there was this key
             free += ("exchange_precision",)
+        if name == "sharding" and not config.sharding.compress:
+            free += ("compress",)
         chosen[name] = {key: value for key, value in dumped[name].items() if key not in free}
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()

@@ -247,6 +247,8 @@ def write_plan(inputs: Inputs, world_size: int) -> None:
             "embedding_dim": plan.embedding_dim,
             "placement": plan.placement,
             "hot_rows": plan.hot_on(world_size),
+            "num_ids": plan.num_ids,
+            "compression": None if plan.composition is None else plan.composition.method,
             "weight_bytes_by_rank": [
                 plan.num_held(rank, world_size) * plan.weight_bytes_per_row
                 for rank in range(world_size)

@@ -54,13 +54,13 @@ def _choose(inputs: Inputs) -> Path:
     saved = checkpoint.read_checkpoint_manifest(path)
     generation_of(saved.vocabularies, inputs.manifest, path)
     rows = checkpoint.old_rows(path, saved, inputs.plans)
-    sizes = {plan.name: plan.num_embeddings for plan in inputs.plans}
+    sizes = {plan.name: plan.num_ids for plan in inputs.plans}
     for plan in rows.plans:
         is_hashed = vocabulary_of(plan.name, inputs.spec) not in inputs.manifest.vocabularies
-        if is_hashed and plan.num_embeddings != sizes[plan.name]:
+        if is_hashed and plan.num_ids != sizes[plan.name]:
             raise CheckpointError(
-                "hashed text keeps its number of buckets. Received: table "
-                f"{plan.name!r} with {plan.num_embeddings} rows in {path}, {sizes[plan.name]} in "
+                "a hashed feature keeps its number of buckets. Received: table "
+                f"{plan.name!r} with {plan.num_ids} ids in {path}, {sizes[plan.name]} in "
                 "the dataset. Put num_buckets back, or give the feature another name."
             )
     return path
@@ -164,7 +164,9 @@ def _read_old(run: Run, path: Path) -> _Old:
         if name not in by_vocabulary:
             directory = run.config.dataset_directory
             by_vocabulary[name] = reused_ids(directory, inputs.manifest, name, generation)
-        reused[plan.name] = by_vocabulary[name]
+        ids = by_vocabulary[name]
+        # rows that ids share are nobody's to begin anew
+        reused[plan.name] = ids if plan.composition is None else ids[ids < plan.composition.num_own]
     changed = changed_sides(saved.model_spec, inputs.spec)
     leave = [_FEATURE_TOWER] if changed else []
     left = checkpoint.load_dense_where_it_fits(path, saved, run.model, leave)

@@ -35,7 +35,18 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "a tier that is sent as used": (
         {"kind": "sampled_softmax", "num_negatives": 150}, {"hot_rows": {"user": 300}},
     ),
-    "fp16": ({"kind": "binary"}, {"exchange_precision": "fp16"}),
+    "fp16, compressed": (
+        {"kind": "binary"},
+        {
+            "exchange_precision": "fp16",
+            "hot_rows": {"item": 20},
+            "compress": {
+                "item": {"method": "hash", "num_buckets": 60, "num_hashes": 3, "own_rows": 30},
+                "user": {"method": "quotient_remainder", "num_buckets": 20, "operation": "product"},
+                "item_history": {"method": "quotient_remainder", "num_buckets": 15},
+            },
+        },
+    ),
     "no tier": ({"kind": "softmax"}, {}),
     "the planner's tier": ({"kind": "softmax"}, {"hot_rows": "auto"}),
 }  # fmt: skip

@@ -133,12 +133,10 @@ def train_on_ranks(collectives: Collectives) -> dict[str, Any]:
 def plain_bag(weight: Tensor, request: Request) -> Tensor:
     """torch's own pooling."""
     mode = "sum" if request.pooling == "none" else request.pooling
-    bag = nn.EmbeddingBag.from_pretrained(
-        weight, freeze=False, mode=mode, include_last_offset=True, padding_idx=0
-    )
-    bag.weight = weight  # type: ignore[assignment]
-    result: Tensor = bag(request.ids.values, request.ids.offsets)
-    return result
+    return nn.functional.embedding_bag(
+        request.ids.values, weight, request.ids.offsets, mode=mode, include_last_offset=True,
+        padding_idx=0,
+    )  # fmt: skip
 
 
 def plain_optimizer(optimizer: str, weights: list[nn.Parameter]) -> Callable[[float], None]:

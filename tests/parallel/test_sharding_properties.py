@@ -27,7 +27,7 @@ from distrec.model import ModelSpec
 from distrec.sharding.collectives import Collectives
 from distrec.sharding.initial import initial_rows
 from distrec.sharding.lookup import Request
-from distrec.sharding.plan import TableSpec, plan_tables
+from distrec.sharding.plan import TablePlan, TableSpec, plan_tables
 from distrec.sharding.tables import EmbeddingTables
 from tests.parallel.harness import run_ranks
 from tests.parallel.test_sharding import plain_bag
@@ -37,18 +37,21 @@ SEED, INIT_SCALE, LEARNING_RATE = 5, 0.5, 0.1
 # with a tiny eps, Adagrad's first step has one size whatever the gradient: rounding would decide
 EPS = 0.05
 TOLERANCE = 1e-6
+# stands for 1 / batch; a larger one makes SGD swing further and further on rows that many ids share
+SHARE = 0.05
 OPTIMIZERS = ("rowwise_adagrad", "adagrad", "sgd")
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table, how it lies, and a request for it."""
+    """A table, how it lies, how its ids share rows, if they do, and a request for it."""
 
     num_embeddings: int
     width: int
     placement: str
     hot_rows: int
     pooling: str
+    compress: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -69,19 +72,33 @@ class Case:
 
 
 @st.composite
+def compressions(draw: st.DrawFn, size: int, kind: str) -> dict[str, Any]:
+    """A section of sharding.compress for so many ids."""
+    if kind == "hash":
+        num_hashes = draw(st.integers(1, 3))
+        more = {"method": "hash", "num_buckets": size // 4, "num_hashes": num_hashes}
+    else:
+        more = {"method": "quotient_remainder", "num_buckets": 4, "operation": kind}
+    return {"own_rows": draw(st.integers(0, 3)), **more}
+
+
+@st.composite
 def cases(draw: st.DrawFn, world_size: int) -> Case:
     prefetch, wide_ids = draw(st.booleans()), draw(st.booleans())
     tables = []
     for _ in range(draw(st.integers(1, 4))):
-        size = draw(st.integers(1, 40))
+        kind = draw(st.sampled_from(["a row an id", "a row an id", "hash", "sum", "product"]))
+        is_compressed = kind != "a row an id"
+        # with fewer ids than these, compression would need more rows than it saves
+        size = draw(st.integers(12 if is_compressed else 1, 40))
         placement = draw(st.sampled_from(["row_wise", "replicated"]))
         hot_rows = draw(st.one_of(st.just(0), st.integers(0, size + 1)))
         width = draw(st.sampled_from([4, 8]))
         pooling = draw(st.sampled_from(["none", "sum", "mean"]))
         # a table smaller than the number of ranks cannot be spread
-        tables.append(
-            Table(size, width, placement if size >= world_size else "auto", hot_rows, pooling)
-        )
+        placement = placement if size >= world_size else "auto"
+        compress = draw(compressions(size, kind)) if is_compressed else None
+        tables.append(Table(size, width, placement, hot_rows, pooling, compress))
     requests = [*tables, tables[0]]
     # ids of one residue all lie on one rank
     owner = draw(st.one_of(st.none(), st.integers(0, world_size - 1)))
@@ -126,6 +143,7 @@ def config_of(case: Case, hot: bool = True) -> ShardingConfig:
             "init_scale": INIT_SCALE,
             "tables": placements,
             "hot_rows": {f"t{k}": t.hot_rows for k, t in enumerate(case.tables)} if hot else {},
+            "compress": {f"t{k}": t.compress for k, t in enumerate(case.tables) if t.compress},
         }
     )
 
@@ -144,13 +162,25 @@ def global_bags(step: list[list[list[list[int]]]]) -> list[list[list[int]]]:
     return [[bag for rank in step for bag in rank[k]] for k in range(len(step[0]))]
 
 
-def loss_of(rows: dict[str, Tensor], share: float) -> Tensor:
-    """Not linear, other factors for every request and column; `share` stands for 1 / batch."""
+def loss_of(rows: dict[str, Tensor]) -> Tensor:
+    """Not linear, other factors for every request and column."""
     total = torch.zeros(())
     for number, key in enumerate(sorted(rows)):
         columns = torch.arange(1.0, rows[key].shape[1] + 1) / rows[key].shape[1]
         total = total + ((rows[key] * columns - 0.1 * (number + 1)).square()).sum()
-    return total * share
+    return total * SHARE
+
+
+def plain_vectors(plan: TablePlan, weight: Tensor) -> Tensor:
+    """The vector of every id, of which a bag of a table without compression could be made."""
+    if plan.composition is None:
+        return weight
+    padding = torch.zeros(1, plan.embedding_dim)
+    row_ids = plan.composition.row_ids(plan.name, torch.arange(plan.num_ids))
+    rows = torch.cat([padding, weight[1:]])[row_ids]
+    if plan.composition.operation == "sum":
+        return rows.sum(dim=1)
+    return rows[:, 0] + rows[:, 0] * rows[:, 1]
 
 
 def reference(case: Case) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
@@ -159,19 +189,23 @@ def reference(case: Case) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
     Source of row-wise Adagrad: Mudigere et al. 2022, arXiv:2104.05158, section 4.1.4.
     """
     weights = []
-    for spec in specs_of(case):
-        ids = np.arange(spec.num_embeddings)
-        first = initial_rows(spec.name, ids, spec.embedding_dim, SEED, INIT_SCALE)
+    plans = {plan.name: plan for plan in plan_tables(specs_of(case), config_of(case), 1)}
+    for plan in plans.values():
+        ids = np.arange(plan.num_embeddings)
+        first = initial_rows(plan.name, ids, plan.embedding_dim, SEED, INIT_SCALE)
         weights.append(nn.Parameter(torch.from_numpy(first)))
     moments = [torch.zeros_like(weight) for weight in weights]
     seen = []
     for step in case.bags:
         requests = requests_of(case, global_bags(step))
-        rows = {key: plain_bag(weights[int(r.table[1:])], r) for key, r in requests.items()}
+        rows = {
+            key: plain_bag(plain_vectors(plans[r.table], weights[int(r.table[1:])]), r)
+            for key, r in requests.items()
+        }
         seen.append({key: value.detach().clone() for key, value in rows.items()})
         for weight in weights:
             weight.grad = torch.zeros_like(weight)
-        loss_of(rows, share=0.25).backward()
+        loss_of(rows).backward()
         with torch.no_grad():
             for weight, moment in zip(weights, moments, strict=True):
                 assert weight.grad is not None
@@ -203,7 +237,7 @@ def steps_of(case: Case, tables: EmbeddingTables, rank: int) -> Iterator[dict[st
         if case.prefetch and number + 1 < len(own):
             asked = tables.ask(own[number + 1])
         yield {key: value.detach().clone() for key, value in rows.items()}
-        loss_of(rows, share=0.25).backward()
+        loss_of(rows).backward()
         with torch.no_grad():
             # as validation does between two steps
             tables(requests)
@@ -244,7 +278,8 @@ def digest(case: Case) -> str:
 
 def check_cases(collectives: Collectives) -> dict[str, int]:
     """How many examples there were, and of what kinds."""
-    counts = dict.fromkeys(("examples", "prefetch", "hot", "idle rank", "small"), 0)
+    kinds = ("examples", "prefetch", "hot", "idle rank", "small", "hash", "sum", "product")
+    counts = dict.fromkeys(kinds, 0)
     world_size = collectives.world.world_size
 
     @settings(
@@ -264,6 +299,8 @@ def check_cases(collectives: Collectives) -> dict[str, int]:
         )
         counts["idle rank"] += any(not rank[0] for step in case.bags for rank in step)
         counts["small"] += any(t.num_embeddings < world_size for t in case.tables)
+        for key, kind in (("method", "hash"), ("operation", "sum"), ("operation", "product")):
+            counts[kind] += any(t.compress and t.compress.get(key) == kind for t in case.tables)
 
     check()
     return counts
@@ -440,7 +477,8 @@ def test_ranks_equal_plain_torch_on_anything(answers: list[dict[str, Any]]) -> N
     assert all(answer["cases"] == counts for answer in answers)
     assert counts["examples"] == NUM_EXAMPLES
     # the examples are of all kinds
-    assert min(counts["prefetch"], counts["hot"], counts["idle rank"]) >= NUM_EXAMPLES / 10
+    kinds = ("prefetch", "hot", "idle rank", "hash", "sum", "product")
+    assert min(counts[kind] for kind in kinds) >= NUM_EXAMPLES / 10
     assert (counts["small"] > 0) == (len(answers) > 1)
 
 

@@ -75,7 +75,7 @@ def test_overrides_are_toml_values_or_strings() -> None:
         ("prepare.events.split='s'", 'events.split is for split.method = "given". Received: '),
         (
             "prepare.events.context=[{column='a', kind='categorical', num_buckets=9}]",
-            "num_buckets is for number and text. Received: num_buckets = 9 with kind = "
+            "num_buckets is for number and text and hashed. Received: num_buckets = 9 with kind = "
             "'categorical'. Remove it, or change kind",
         ),
         (
@@ -94,6 +94,20 @@ def test_overrides_are_toml_values_or_strings() -> None:
         ("sharding.hot_rows={user='auto', item=-1}", "{'user': 'auto', 'item': -1}"),
         ("sharding.hot_rows=3", "from 0 on. Received: 3. (sharding.hot_rows in"),
         ("sharding.precision=bf16", "Input should be 'fp32' or 'fp16'. Received: 'bf16'."),
+        (
+            "sharding.compress.item={method='quotient_remainder', num_buckets=9, num_hashes=3}",
+            "num_hashes is for method = 'hash'. Received: num_hashes = 3 with method = "
+            "'quotient_remainder'. Remove it, or change method. (sharding.compress.item in ",
+        ),
+        (
+            "sharding.compress.item={method='hash', num_buckets=9, operation='product'}",
+            "operation is for method = 'quotient_remainder'. Received: operation = 'product'",
+        ),
+        (
+            "sharding.compress.item={method='hash', num_bucket=9}",
+            "unknown key 'sharding.compress.item.num_bucket' in "
+            f"{MOVIELENS}. Did you mean 'num_buckets'?",
+        ),
         ("launch.hosts=['a:1']", "Received: num_ranks = 2, 1 slots in ['a:1']"),
         ("prepare.events.header=false", "csv without a header needs column_names"),
         ("train", "--set takes key=value. Received: 'train'."),

@@ -108,7 +108,7 @@ def test_a_range_of_ids_in_place_of_an_older_file(trained: Trained, tmp_path: Pa
 @pytest.mark.parametrize("bounds", [(0, 6), (0, 1), (1, 6), (2, 3), (3, 5), (5, 6)])
 def test_rows_of_several_shards(bounds: tuple[int, int]) -> None:
     rows = export.TableRows(GOLDEN, "item")
-    whole = torch.empty(rows.num_embeddings, rows.embedding_dim)
+    whole = torch.empty(rows.num_ids, rows.embedding_dim)
     files = sorted((GOLDEN / "tables" / "item").iterdir())
     assert len(files) == 2
     for index, file in enumerate(files):

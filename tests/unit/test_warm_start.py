@@ -104,9 +104,7 @@ def test_what_is_refused(old: Config, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
     extend_dataset(old.dataset_directory, small / "dataset", num_items=30)
-    with pytest.raises(
-        CheckpointError, match=r"tables grow.*'item\w*' with 42 rows .*32 in the mo"
-    ):
+    with pytest.raises(CheckpointError, match=r"tables grow.*'item\w*' with 42 ids .*32 in the mo"):
         run(new_config(small, checkpoints))
 
 
@@ -136,7 +134,7 @@ def test_hashed_text_keeps_its_buckets(old: Config, tmp_path: Path) -> None:
     directory = grown(old, tmp_path / "new")
     rewrite_features(directory / "dataset", lambda features: features[2].update(num_embeddings=8))
     with pytest.raises(
-        CheckpointError, match=r"buckets. Received: table 'item_tags' with 6 rows in .*, 8 in the"
+        CheckpointError, match=r"buckets. Received: table 'item_tags' with 6 ids in .*, 8 in the"
     ):
         run(new_config(directory, old.checkpoint_directory))
 

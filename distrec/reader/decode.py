@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from distrec import columns as c
@@ -20,6 +20,7 @@ from distrec.reader.files import type_name
 from distrec.reader.layout import Layout, id_columns, query_layout
 
 Integers = NDArray[np.int64]
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -37,27 +38,28 @@ class Ragged:
 
 @dataclass(frozen=True)
 class Rows:
-    """Decoded rows: views of Arrow's memory where nothing had to be moved.
+    """Decoded rows, columns of a kind side by side: so they are cut and joined at one stroke.
 
     Args:
-        scalars: int64 or float32, (B,), by column.
+        layout: Names the columns.
+        integers: int64, (len(layout.integers), B).
+        floats: float32, (len(layout.floats), B).
         lists: By column.
         dense: float32, (B, num_dense).
     """
 
-    scalars: Mapping[str, NDArray[Any]]
+    layout: Layout
+    integers: Integers
+    floats: Floats
     lists: Mapping[str, Ragged]
-    dense: NDArray[np.float32]
-
-    def take(self, rows: Integers) -> Rows:
-        """A copy of the given rows, in the given order."""
-        scalars = {name: values[rows] for name, values in self.scalars.items()}
-        return Rows(scalars, _take_lists(self.lists, rows), self.dense[rows])
+    dense: Floats
 
     def slice(self, start: int, stop: int) -> Rows:
         """A view of rows [start, stop)."""
         return Rows(
-            {name: values[start:stop] for name, values in self.scalars.items()},
+            self.layout,
+            self.integers[:, start:stop],
+            self.floats[:, start:stop],
             {
                 name: Ragged(lists.values, lists.offsets[start : stop + 1])
                 for name, lists in self.lists.items()
@@ -66,79 +68,77 @@ class Rows:
         )
 
 
-def _take_lists(lists: Mapping[str, Ragged], rows: Integers) -> dict[str, Ragged]:
-    result: dict[str, Ragged] = {}
-    # a history and its times have the same offsets: where their values come from is found once
-    known: Integers | None = None
-    for name, ragged in lists.items():
-        if known is None or not np.array_equal(known, ragged.offsets):
-            known = ragged.offsets
-            lengths = np.diff(known)[rows]
-            offsets = np.zeros(len(rows) + 1, dtype=np.int64)
-            np.cumsum(lengths, out=offsets[1:])
-            source = np.repeat(known[:-1][rows] - offsets[:-1], lengths)
-            source += np.arange(offsets[-1])
-        result[name] = Ragged(ragged.values[source], offsets)
-    return result
-
-
 # --- Arrow to NumPy ----------------------------------------------------------------------------
 
 
-def decode(table: pa.Table, layout: Layout, origin: str) -> Rows:
+def decode(table: pa.Table, layout: Layout, origin: str, rows: Integers | None = None) -> Rows:
     """Decode the columns of a layout; others are ignored.
 
     Args:
         table: At least the columns of the layout.
         layout: What to decode.
         origin: Names the table in messages: a path.
+        rows: The rows to take, in this order; None takes all as they are.
 
     Raises:
         DataError: A column is missing, has another type, holds a null, or a vector has another
             length than its feature.
     """
-    arrays = {name: _column(table, name, kind, origin) for name, kind in layout.types.items()}
+    arrays = _columns(table, layout.types, origin)
     dense = np.empty((table.num_rows, layout.num_dense), dtype=np.float32)
     left = 0
     for feature in layout.dense:
         right = left + feature.dim
         dense[:, left:right] = _dense_columns(arrays[feature.column], feature, origin)
         left = right
+    lists = {name: Ragged(*_flatten(arrays[name], name, origin)) for name in layout.lists}
+    if rows is not None:
+        dense = dense.take(rows, axis=0)
+        order = pa.array(rows)
+        lists = {name: _take_lists(ragged, order) for name, ragged in lists.items()}
     return Rows(
-        {name: arrays[name].to_numpy() for name in (*layout.integers, *layout.floats)},
-        {name: _ragged(arrays[name], name, origin) for name in layout.lists},
+        layout,
+        _side_by_side([arrays[name] for name in layout.integers], len(dense), np.int64, rows),
+        _side_by_side([arrays[name] for name in layout.floats], len(dense), np.float32, rows),
+        lists,
         dense,
     )
 
 
 def no_rows(layout: Layout) -> Rows:
     """Zero rows with the columns, types and widths of a layout."""
-    integers = dict.fromkeys(layout.integers, np.zeros(0, dtype=np.int64))
-    floats = dict.fromkeys(layout.floats, np.zeros(0, dtype=np.float32))
     empty = Ragged(np.zeros(0, dtype=np.int64), np.zeros(1, dtype=np.int64))
     return Rows(
-        {**integers, **floats},
+        layout,
+        np.zeros((len(layout.integers), 0), dtype=np.int64),
+        np.zeros((len(layout.floats), 0), dtype=np.float32),
         dict.fromkeys(layout.lists, empty),
         np.zeros((0, layout.num_dense), dtype=np.float32),
     )
 
 
-def _column(table: pa.Table, name: str, kind: str, origin: str) -> pa.Array:
-    if name not in table.column_names:
-        raise DataError(
-            f"rows have a column {name!r} of type {kind}. Received: {table.column_names} "
-            f"({origin}). Run prepare again."
-        )
-    column = table.column(name)
-    if type_name(column.type) != kind:
-        raise DataError(
-            f"column {name!r} has type {kind}. Received: {type_name(column.type)} ({origin}). Run "
-            "prepare again."
-        )
-    if column.null_count:
-        raise _null_error(column.null_count, name, origin)
-    # combining copies, even a single chunk
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+def _columns(table: pa.Table, types: Mapping[str, str], origin: str) -> dict[str, pa.Array]:
+    """The named columns, each in one piece, of the type that it must have and without nulls."""
+    received = {field.name: type_name(field.type) for field in table.schema}
+    arrays = {}
+    for name, kind in types.items():
+        if name not in received:
+            raise DataError(
+                f"rows have a column {name!r} of type {kind}. Received: {list(received)} "
+                f"({origin}). Run prepare again."
+            )
+        if received[name] != kind:
+            raise DataError(
+                f"column {name!r} has type {kind}. Received: {received[name]} ({origin}). Run "
+                "prepare again."
+            )
+        column = table.column(name)
+        if column.null_count:
+            raise _null_error(column.null_count, name, origin)
+        # combining copies, even a single chunk
+        one = column.num_chunks == 1
+        arrays[name] = column.chunk(0) if one else column.combine_chunks()
+    return arrays
 
 
 def _null_error(count: int, name: str, origin: str) -> DataError:
@@ -156,8 +156,31 @@ def _flatten(array: pa.ListArray, name: str, origin: str) -> tuple[NDArray[Any],
     return values.to_numpy(), offsets - offsets[0]
 
 
-def _ragged(array: pa.ListArray, name: str, origin: str) -> Ragged:
-    return Ragged(*_flatten(array, name, origin))
+def _side_by_side(
+    arrays: Sequence[pa.Array], num_rows: int, dtype: DTypeLike, rows: Integers | None
+) -> NDArray[Any]:
+    """Columns as the rows of a matrix, (len(arrays), num_rows)."""
+    block = np.empty((len(arrays), num_rows), dtype=dtype)
+    for array, target in zip(arrays, block, strict=True):
+        if rows is None:
+            target[:] = array.to_numpy()
+        else:
+            # every other mode than "clip" writes into a buffer first
+            array.to_numpy().take(rows, out=target, mode="clip")
+    return block
+
+
+def _take_lists(ragged: Ragged, rows: pa.Array) -> Ragged:
+    """The lists of some rows, in their order."""
+    size = ragged.values.itemsize
+    # as strings of bytes they are moved list by list, and not number by number
+    places = [None, pa.py_buffer(ragged.offsets * size), pa.py_buffer(ragged.values)]
+    strings = pa.Array.from_buffers(pa.large_binary(), len(ragged.offsets) - 1, places)
+    _, ends, data = strings.take(rows).buffers()
+    offsets = np.frombuffer(ends, dtype=np.int64, count=len(rows) + 1) // size
+    if not offsets[-1]:
+        return Ragged(ragged.values[:0], offsets)
+    return Ragged(np.frombuffer(data, ragged.values.dtype, count=offsets[-1]), offsets)
 
 
 def _dense_columns(array: pa.Array, feature: FeatureSpec, origin: str) -> NDArray[np.float32]:
@@ -178,13 +201,17 @@ def _dense_columns(array: pa.Array, feature: FeatureSpec, origin: str) -> NDArra
 # --- NumPy to tensors --------------------------------------------------------------------------
 
 
-def _joined(arrays: Iterable[NDArray[Any]]) -> Tensor:
+def _joined(arrays: Iterable[NDArray[Any]], axis: int = 0) -> Tensor:
     # concatenate copies, also a single part: tensors never share Arrow's read-only memory
-    return torch.from_numpy(np.concatenate(list(arrays)))
+    return torch.from_numpy(np.concatenate(list(arrays), axis=axis))
 
 
-def _scalar(parts: Sequence[Rows], name: str) -> Tensor:
-    return _joined(part.scalars[name] for part in parts)
+def _scalars(parts: Sequence[Rows]) -> dict[str, Tensor]:
+    """int64 or float32, (B,), by column."""
+    layout = parts[0].layout
+    integers = _joined((part.integers for part in parts), axis=1)
+    floats = _joined((part.floats for part in parts), axis=1)
+    return dict(zip((*layout.integers, *layout.floats), (*integers, *floats), strict=True))
 
 
 def _dense(parts: Sequence[Rows]) -> Tensor:
@@ -197,11 +224,13 @@ def _jagged(parts: Sequence[Rows], name: str) -> Jagged:
     return Jagged.from_lengths(values, _joined(np.diff(part.offsets) for part in lists))
 
 
-def _ids(parts: Sequence[Rows], names: Sequence[str]) -> dict[str, Jagged]:
+def _ids(
+    parts: Sequence[Rows], scalars: Mapping[str, Tensor], names: Sequence[str]
+) -> dict[str, Jagged]:
+    # one value a row each, so all of them have the same offsets
+    offsets = torch.arange(sum(len(part.dense) for part in parts) + 1)
     return {
-        name: Jagged.singles(_scalar(parts, name))
-        if name in parts[0].scalars
-        else _jagged(parts, name)
+        name: Jagged(scalars[name], offsets) if name in scalars else _jagged(parts, name)
         for name in names
     }
 
@@ -213,23 +242,23 @@ def to_batch(parts: Sequence[Rows], features: Sequence[FeatureSpec]) -> Batch:
         parts: At least one. Rows without an item (queries) get padding, label 0 and weight 0.
         features: The manifest's.
     """
-    user_index = _scalar(parts, c.USER_INDEX)
-    if c.ITEM_INDEX in parts[0].scalars:
-        item_index = _scalar(parts, c.ITEM_INDEX)
-        labels, weights = _scalar(parts, c.LABEL), _scalar(parts, c.WEIGHT)
+    scalars = _scalars(parts)
+    user_index = scalars[c.USER_INDEX]
+    if c.ITEM_INDEX in scalars:
+        item_index, labels, weights = scalars[c.ITEM_INDEX], scalars[c.LABEL], scalars[c.WEIGHT]
     else:
         item_index = torch.full_like(user_index, c.PADDING_INDEX)
         labels, weights = torch.zeros(len(user_index)), torch.zeros(len(user_index))
     return Batch(
         user_index=user_index,
         item_index=item_index,
-        time=_scalar(parts, c.TIME),
+        time=scalars[c.TIME],
         labels=labels[:, None],
         weights=weights,
-        num_events=_scalar(parts, c.NUM_EVENTS),
+        num_events=scalars[c.NUM_EVENTS],
         history=_jagged(parts, c.HISTORY),
         history_times=_jagged(parts, c.HISTORY_TIMES),
-        ids=_ids(parts, id_columns(features, "user", "context")),
+        ids=_ids(parts, scalars, id_columns(features, "user", "context")),
         dense=_dense(parts),
     )
 
@@ -248,10 +277,11 @@ def to_queries(parts: Sequence[Rows], features: Sequence[FeatureSpec]) -> QueryB
 
 def to_items(parts: Sequence[Rows], features: Sequence[FeatureSpec]) -> ItemBatch:
     """Items with their features."""
+    scalars = _scalars(parts)
     return ItemBatch(
-        item_index=_scalar(parts, c.ITEM_INDEX),
-        count=_scalar(parts, c.COUNT),
-        ids=_ids(parts, id_columns(features, "item")),
+        item_index=scalars[c.ITEM_INDEX],
+        count=scalars[c.COUNT],
+        ids=_ids(parts, scalars, id_columns(features, "item")),
         dense=_dense(parts),
     )
 

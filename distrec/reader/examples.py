@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from pathlib import Path
+
+import pyarrow as pa
 
 from distrec.batch import Batch
 from distrec.config import ReaderConfig
@@ -17,46 +20,17 @@ from distrec.reader.petastorm_adapter import RowGroupReader
 from distrec.reader.prefetch import Prefetcher
 from distrec.world import World
 
-
-class _Lane:
-    """Reads one lane of one epoch from a position on, each block when it is reached."""
-
-    def __init__(self, blocks: list[plan.Block], reader: ExampleReader, epoch: int) -> None:
-        self._blocks = blocks
-        self._reader = reader
-        self._epoch = epoch
-        self._index = 0
-        self._row = 0
-        self._loaded: Rows | None = None
-
-    def skip(self, num_rows: int) -> None:
-        """Go past rows without reading them."""
-        self._row += num_rows
-        while self._index < len(self._blocks) and self._row >= self._blocks[self._index].num_rows:
-            self._row -= self._blocks[self._index].num_rows
-            self._index += 1
-            self._loaded = None
-
-    def take(self, num_rows: int) -> list[Rows]:
-        """The next rows, as views of the blocks they lie in."""
-        parts = []
-        while num_rows > 0:
-            block = self._blocks[self._index]
-            if self._loaded is None:
-                self._loaded = self._reader.load(block, self._epoch)
-            size = min(num_rows, block.num_rows - self._row)
-            parts.append(self._loaded.slice(self._row, self._row + size))
-            self.skip(size)
-            num_rows -= size
-        return parts
+# row groups that are read before they are needed; the thread holds one more in its hand
+_ROW_GROUPS_AHEAD = 1
 
 
 class ExampleReader:
     """Batches of train, valid or test for one rank.
 
     Everything is checked in the constructor, on every rank alike, before a thread or a collective
-    starts. Memory: the cache, and of each lane of this rank the block being read, at most a row
-    group.
+    starts. One thread reads row groups ahead, another one shuffles and joins them to batches.
+    Memory: the cache, two row groups read ahead, and of each lane of this rank the block that is
+    being taken, at most a row group.
 
     Args:
         directory: Of the dataset.
@@ -115,7 +89,7 @@ class ExampleReader:
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Batches of this rank from `start_step` on: steps_per_epoch - start_step of them.
 
-        Made ahead by a thread, which ends with the iteration. Only one iteration of a reader
+        Made ahead by threads, which end with the iteration. Only one iteration of a reader
         at a time counts right: `rows_read` starts from 0 with each.
 
         Raises:
@@ -124,7 +98,7 @@ class ExampleReader:
         """
         self.rows_read = 0
         prefetcher = Prefetcher(
-            self._make(epoch, start_step), self._config.prefetch_batches, f"read-{self._split}"
+            self._make(epoch, start_step), self._config.prefetch_batches, f"join-{self._split}"
         )
         for batch in prefetcher:
             self.rows_read += batch.batch_size
@@ -140,14 +114,6 @@ class ExampleReader:
                 "again, and report it if it happens again."
             )
 
-    def load(self, block: plan.Block, epoch: int) -> Rows:
-        """Read and decode a block, its rows in the order of this epoch."""
-        table = self._row_groups.read(block.file, block.row_group)
-        rows = decode(table, self._layout, str(self._files[block.file].path))
-        if not self._config.shuffle:
-            return rows.slice(block.start, block.stop)
-        return rows.take(plan.block_rows(block, self._order(epoch)))
-
     @property
     def _own_lanes(self) -> range:
         return plan.lanes_of_rank(self._world.rank, self._world.world_size, self.lanes)
@@ -161,25 +127,48 @@ class ExampleReader:
     def _lane_position(self, lane: int, step: int) -> int:
         return plan.lane_position(lane, self.lanes, self._rows_before(step))
 
-    def _open_lanes(self, epoch: int) -> dict[int, _Lane]:
+    def _cuts(self, epoch: int, start_step: int) -> Iterator[list[plan.Cut]]:
+        """What this rank takes in each step from `start_step` on."""
         order = self._order(epoch)
         ranges = plan.lane_ranges([file.num_rows for file in self._files], self.lanes, order)
         row_groups = [file.row_groups for file in self._files]
-        return {
-            lane: _Lane(plan.lane_blocks(ranges[lane], row_groups, order), self, epoch)
+        lanes = {
+            lane: plan.Lane(lane, plan.lane_blocks(ranges[lane], row_groups, order))
             for lane in self._own_lanes
         }
-
-    def _make(self, epoch: int, start_step: int) -> Iterator[Batch]:
-        lanes = self._open_lanes(epoch)
         for number, lane in lanes.items():
             lane.skip(self._lane_position(number, start_step))
         for step in range(start_step, self.steps_per_epoch):
-            parts = [
-                part
+            yield [
+                cut
                 for number, lane in lanes.items()
-                for part in lane.take(
+                for cut in lane.take(
                     self._lane_position(number, step + 1) - self._lane_position(number, step)
                 )
             ]
-            yield to_batch(parts or [no_rows(self._layout)], self._features)
+
+    def _tables(self, epoch: int, start_step: int) -> Generator[pa.Table, None, None]:
+        """Row groups in the order in which their first rows are taken."""
+        for cuts in self._cuts(epoch, start_step):
+            for cut in cuts:
+                if cut.is_first:
+                    yield self._row_groups.read(cut.block.file, cut.block.row_group)
+
+    def _decode(self, table: pa.Table, block: plan.Block, epoch: int) -> Rows:
+        """A block of a row group, its rows in the order of this epoch."""
+        rows = plan.block_rows(block, self._order(epoch))
+        return decode(table, self._layout, str(self._files[block.file].path), rows)
+
+    def _make(self, epoch: int, start_step: int) -> Generator[Batch, None, None]:
+        reading = Prefetcher(
+            self._tables(epoch, start_step), _ROW_GROUPS_AHEAD, f"read-{self._split}"
+        )
+        loaded: dict[int, Rows] = {}
+        with closing(iter(reading)) as tables:
+            for cuts in self._cuts(epoch, start_step):
+                parts = []
+                for cut in cuts:
+                    if cut.is_first:
+                        loaded[cut.lane] = self._decode(next(tables), cut.block, epoch)
+                    parts.append(loaded[cut.lane].slice(cut.start, cut.stop))
+                yield to_batch(parts or [no_rows(self._layout)], self._features)

@@ -70,6 +70,56 @@ class Block:
         return self.stop - self.start
 
 
+@dataclass(frozen=True)
+class Cut:
+    """Rows [start, stop) of a block in the order of the epoch, which one step takes.
+
+    Args:
+        lane: That the block lies in.
+        block: Of the lane.
+        start: Counted in the block.
+        stop: Counted in the block.
+        is_first: Nothing was taken of the block before.
+    """
+
+    lane: int
+    block: Block
+    start: int
+    stop: int
+    is_first: bool
+
+
+class Lane:
+    """Goes through the blocks of one lane of one epoch, without reading them."""
+
+    def __init__(self, lane: int, blocks: Sequence[Block]) -> None:
+        self._lane = lane
+        self._blocks = blocks
+        self._index = 0
+        self._row = 0
+        self._is_first = True
+
+    def skip(self, num_rows: int) -> None:
+        """Go past rows."""
+        self._row += num_rows
+        while self._index < len(self._blocks) and self._row >= self._blocks[self._index].num_rows:
+            self._row -= self._blocks[self._index].num_rows
+            self._index += 1
+            self._is_first = True
+
+    def take(self, num_rows: int) -> list[Cut]:
+        """The next rows."""
+        cuts = []
+        while num_rows > 0:
+            block = self._blocks[self._index]
+            size = min(num_rows, block.num_rows - self._row)
+            cuts.append(Cut(self._lane, block, self._row, self._row + size, self._is_first))
+            self._is_first = False
+            self.skip(size)
+            num_rows -= size
+        return cuts
+
+
 def resolve_lanes(reader_config: ReaderConfig, world_size: int) -> int:
     """Number of lanes of a new run; a resumed run keeps the number in its checkpoint.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -23,19 +24,19 @@ class Prefetcher(Generic[T]):
     """A thread that fills a queue from an iterator.
 
     Args:
-        source: Advanced in the thread only.
+        source: Advanced, and closed, in the thread only.
         depth: Elements made ahead, at least 1.
         name: Of the thread.
     """
 
-    def __init__(self, source: Iterator[T], depth: int, name: str) -> None:
+    def __init__(self, source: Generator[T, None, None], depth: int, name: str) -> None:
         self._source = source
         self._queue: queue.Queue[T | _End] = queue.Queue(maxsize=depth)
         self._stopped = threading.Event()
         # a daemon: a process that dies of an error elsewhere does not wait for it
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
 
-    def __iter__(self) -> Iterator[T]:
+    def __iter__(self) -> Generator[T, None, None]:
         """Elements in order; an error of the source is raised here.
 
         The thread starts with the first element, and has ended when the iteration has: at its end,
@@ -57,9 +58,10 @@ class Prefetcher(Generic[T]):
     def _work(self) -> None:
         error: BaseException | None = None
         try:
-            for element in self._source:
-                if not self._put(element):
-                    return
+            with closing(self._source):
+                for element in self._source:
+                    if not self._put(element):
+                        return
         except BaseException as caught:
             error = caught
         self._put(_End(error))

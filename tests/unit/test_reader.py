@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -24,6 +25,8 @@ from distrec.config import ReaderConfig
 from distrec.dataset import DatasetManifest, FeatureSpec, FileEntry, Split
 from distrec.errors import ConfigError, DataError
 from distrec.reader import ExampleReader, decode_queries, read_items, read_queries
+from distrec.reader.decode import decode
+from distrec.reader.layout import Layout
 from distrec.world import World
 from tests.synthetic import write_dataset
 
@@ -259,23 +262,25 @@ def test_petastorm_warns_of_nothing(dataset: tuple[Path, DatasetManifest]) -> No
         list(open_reader(*dataset).batches(0))
 
 
-# --- the background thread ---------------------------------------------------------------------
+# --- the background threads ---------------------------------------------------------------------
 
 
-def reading_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "read-train"]
+def reading_threads() -> list[str]:
+    names = sorted(thread.name for thread in threading.enumerate())
+    return [name for name in names if name.endswith("-train")]
 
 
-def test_the_thread_ends_when_the_consumer_stops(dataset: tuple[Path, DatasetManifest]) -> None:
-    batches = open_reader(*dataset, batch=1, prefetch_batches=2).batches(0)
+def test_the_threads_end_when_the_consumer_stops(dataset: tuple[Path, DatasetManifest]) -> None:
+    # more blocks than are read ahead, so that both threads are in the middle of their work
+    batches = open_reader(*dataset, batch=1, prefetch_batches=2, lanes=1).batches(0)
     next(batches)
-    assert len(reading_threads()) == 1
+    assert reading_threads() == ["join-train", "read-train"]
     with contextlib.closing(batches):
         next(batches)
     assert reading_threads() == []
 
 
-def test_an_error_of_the_thread_is_raised_in_the_consumer(
+def test_an_error_of_a_thread_is_raised_in_the_consumer(
     copied: tuple[Path, DatasetManifest],
 ) -> None:
     directory, manifest = copied
@@ -505,6 +510,38 @@ def test_an_incomplete_catalogue_is_refused(
     manifest = items_without(copied, edit)
     with pytest.raises(DataError, match=message):
         read_items(copied[0], manifest)
+
+
+@pytest.mark.parametrize("order", [[2, 0], [1, 1], [1], [], [0, 1, 2]])
+def test_rows_are_decoded_in_the_order_that_is_asked_for(order: list[int]) -> None:
+    layout = Layout(
+        integers=("a", "b"),
+        floats=("f",),
+        lists=("words", "times"),
+        dense=(FeatureSpec(name="face", side="user", kind="vector", column="face", dim=2),),
+    )
+    words, times = [[5, 6], [], [7]], [[], [], [8, 9, 10]]
+    # of a slice, whose lists do not start at offset 0
+    table = pa.table(
+        {
+            "a": [0, 10, 11, 12],
+            "b": [0, 20, 21, 22],
+            "f": pa.array([0.0, 0.5, 1.5, 2.5], pa.float32()),
+            "words": pa.array([[1], *words], pa.list_(pa.int64())),
+            "times": pa.array([[2, 3], *times], pa.list_(pa.int64())),
+            "face": pa.array([[0, 0], [1, 2], [3, 4], [5, 6]], pa.list_(pa.float32())),
+        }
+    ).slice(1)
+    rows = decode(table, layout, "a table", np.array(order, dtype=np.int64))
+    assert rows.integers.tolist() == [[[10, 11, 12][i] for i in order], [20 + i for i in order]]
+    assert rows.floats.tolist() == [[[0.5, 1.5, 2.5][i] for i in order]]
+    assert rows.dense.tolist() == [[[1, 2], [3, 4], [5, 6]][i] for i in order]
+    for name, wanted in (("words", words), ("times", times)):
+        found = rows.lists[name]
+        assert [part.tolist() for part in np.split(found.values, found.offsets[1:])] == [
+            *(wanted[i] for i in order), []
+        ]  # fmt: skip
+        assert (found.values.dtype, found.offsets.dtype) == (np.int64, np.int64)
 
 
 def test_features_of_several_values_and_vectors_of_users(

@@ -57,6 +57,9 @@ class FileEntry(_Part):
     num_rows: int = Field(ge=0)
     num_bytes: int = Field(ge=0)
     sha256: str
+    pages_sha256: str = ""
+    """Of all before the footer, which Spark writes in another order in every JVM; older manifests
+    do not have it."""
 
 
 class Split(_Part):
@@ -210,12 +213,21 @@ class DatasetManifest(_Part):
 
     @property
     def content_hash(self) -> str:
-        """Hash of the data itself: the files of every split, by name and checksum."""
-        names = [
-            (name, entry.path, entry.sha256)
-            for name, split in sorted(self.splits.items())
-            for entry in split.files
+        """Hash of the data itself: the files of every split, by name and checksum.
+
+        Where pages have a checksum of their own, equal data has an equal hash whoever wrote it;
+        the names and types of columns, which stand in the footers, are then hashed beside them.
+        """
+        files = [
+            (name, entry) for name, split in sorted(self.splits.items()) for entry in split.files
         ]
+        has_pages = all(entry.pages_sha256 for _, entry in files)
+        names: list[Any] = [
+            (name, entry.path, entry.pages_sha256 if has_pages else entry.sha256)
+            for name, entry in files
+        ]
+        if has_pages:
+            names += [(name, list(schema.items())) for name, schema in sorted(self.schemas.items())]
         return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import struct
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _HEX_DIGITS = 12
 # of a file at once
 _HASHED_BYTES = 2**20
+_PARQUET_END = struct.Struct("<I4s")
 # Spark reads a path as a pattern
 _PATTERN_CHARACTERS = frozenset("*?[]{}\\")
 
@@ -125,16 +127,36 @@ def uri(path: Path) -> str:
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
+    return _digests(path, 0)[1]
+
+
+def parquet_sha256(path: Path) -> tuple[str, str]:
+    """SHA-256, in hex, of a Parquet file without its footer, and of the whole; read once."""
+    with path.open("rb") as stream:
+        # its length, and the letters PAR1, are the last of the file
+        stream.seek(-_PARQUET_END.size, os.SEEK_END)
+        length = _PARQUET_END.unpack(stream.read())[0]
+    return _digests(path, path.stat().st_size - _PARQUET_END.size - length)
+
+
+def _digests(path: Path, first_bytes: int) -> tuple[str, str]:
+    """SHA-256 of the first bytes of a file, and of all of it."""
     digest, buffer = hashlib.sha256(), memoryview(bytearray(_HASHED_BYTES))
     with path.open("rb", buffering=0) as stream:
+        left = first_bytes
+        while left > 0 and (count := stream.readinto(buffer[:left])):
+            pulse.beat()
+            digest.update(buffer[:count])
+            left -= count
+        first = digest.hexdigest()
         while count := stream.readinto(buffer):
             pulse.beat()
             digest.update(buffer[:count])
-    return digest.hexdigest()
+    return first, digest.hexdigest()
 
 
 def describe_files(spark: SparkSession, root: Path, names: Sequence[str]) -> tuple[FileEntry, ...]:
-    """Rows, bytes and SHA-256 of Parquet files of any size, each read by one Spark task.
+    """Rows, bytes and checksums of Parquet files of any size, each read by one Spark task.
 
     Args:
         spark: The session; its executors see `root`.
@@ -154,11 +176,13 @@ def describe_files(spark: SparkSession, root: Path, names: Sequence[str]) -> tup
 
 def _describe(root: str, name: str) -> FileEntry:
     path = Path(root) / name
+    pages, whole = parquet_sha256(path)
     return FileEntry(
         path=name,
         num_rows=pq.read_metadata(path).num_rows,
         num_bytes=path.stat().st_size,
-        sha256=sha256(path),
+        sha256=whole,
+        pages_sha256=pages,
     )
 
 

@@ -279,6 +279,8 @@ def test_files_are_what_the_manifest_says(made: tuple[DatasetManifest, Path]) ->
     for entry in entries:
         content = (directory / entry.path).read_bytes()
         assert hashlib.sha256(content).hexdigest() == entry.sha256
+        footer = int.from_bytes(content[-8:-4], "little") + 8
+        assert hashlib.sha256(content[:-footer]).hexdigest() == entry.pages_sha256
         assert (len(content), pq.read_metadata(directory / entry.path).num_rows) == (
             entry.num_bytes, entry.num_rows,
         )  # fmt: skip

@@ -17,12 +17,11 @@ from distrec import columns as c
 from distrec.checkpoint.files import StoredRows
 from distrec.checkpoint.manifest import (
     CheckpointManifest,
-    TableEntry,
     read_base,
     read_checkpoint_manifest,
     rows_of_shard,
 )
-from distrec.checkpoint.shards import check_row_ids, open_shard, shard_path
+from distrec.checkpoint.shards import check_row_ids, open_shard, stored_rows
 from distrec.checkpoint.tables import MappedTables
 from distrec.dataset import DatasetManifest
 from distrec.errors import CheckpointError, ConfigError, DataError
@@ -157,11 +156,13 @@ class TableRows:
             for index in range(len(self._entry.shards)):
                 row_ids = open_shard(path, table, self._entry, index, is_delta=True)["row_ids"]
                 check_row_ids(path, table, self._entry, index, row_ids)
-                file = shard_path(path, table, self._entry, index)
-                self._changed.append((row_ids, StoredRows(file, "weights")))
+                stored = stored_rows(path, table, self._entry, index, is_delta=True)
+                self._changed.append((row_ids, stored["weights"]))
             path, self._entry = path.parent / self.manifest.base.checkpoint, base.tables[table]
-        indexes = range(len(self._entry.shards))
-        self._stored = [_stored(path, table, self._entry, index) for index in indexes]
+        self._stored = [
+            stored_rows(path, table, self._entry, index)["weights"]
+            for index in range(len(self._entry.shards))
+        ]
 
     @property
     def num_ids(self) -> int:
@@ -188,11 +189,6 @@ class TableRows:
             first, last = torch.searchsorted(row_ids, torch.tensor([start, stop])).tolist()
             rows[row_ids[first:last] - start] = changed.read(first, last).to(torch.float32)
         return rows
-
-
-def _stored(path: Path, table: str, entry: TableEntry, index: int) -> StoredRows:
-    open_shard(path, table, entry, index)
-    return StoredRows(shard_path(path, table, entry, index), "weights")
 
 
 class _Values:

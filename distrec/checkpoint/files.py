@@ -95,7 +95,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor | Source]) -> FileEnt
                 behind: deque[Future[None]] = deque()
                 for data in _data(names, sources):
                     behind.append(hashing.submit(digest.update, data))
+                    start = file.tell()
                     _write_all(file, data)
+                    # has the system begin to write to the disk, for which fsync would wait later
+                    os.posix_fadvise(file.fileno(), start, len(data), os.POSIX_FADV_DONTNEED)
                     if len(behind) > _PIECES_BEHIND:
                         behind.popleft().result()
                 os.fsync(file.fileno())
@@ -155,7 +158,7 @@ class StoredRows:
     Mapped pages count as memory of the process for as long as the system likes.
 
     Args:
-        path: The file, which `open_tensors` has checked.
+        path: The file, which `check_tensors` has checked.
         name: Of the tensor.
 
     Attributes:
@@ -181,16 +184,18 @@ class StoredRows:
         return rows
 
     def copy_into(self, start: int, target: Tensor) -> None:
-        """Fill a tensor or view, (n, width), with the rows from `start` on, chunk by chunk."""
+        """Fill a tensor or view, (n, width), with the rows from `start` on.
+
+        In one pass where it lies as in the file, else chunk by chunk.
+        """
+        if target.is_contiguous() and target.is_cpu and target.dtype == self.dtype:
+            self._read_into(start, target)
+            return
         step = rows_per_chunk(target.element_size() * max(target[:1].numel(), 1))
-        direct = target.is_contiguous() and target.is_cpu and target.dtype == self.dtype
         for first in range(0, len(target), step):
             pulse.beat()
             part = target[first : first + step]
-            if direct:
-                self._read_into(start + first, part)
-            else:
-                part.copy_(self.read(start + first, start + first + len(part)))
+            part.copy_(self.read(start + first, start + first + len(part)))
 
     def _read_into(self, start: int, rows: Tensor) -> None:
         """Rows from `start` on into contiguous memory."""
@@ -219,10 +224,10 @@ def _reading(path: Path) -> Iterator[None]:
         ) from error
 
 
-def open_tensors(
+def check_tensors(
     path: Path, expected: Mapping[str, tuple[tuple[int, ...], torch.dtype]] | None
-) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, mapped into memory.
+) -> None:
+    """Refuse a safetensors file that does not hold what it must; no tensor is read.
 
     Args:
         path: The file.
@@ -248,4 +253,12 @@ def open_tensors(
                     f"{name} of {path} has shape {wanted[0]} and type {wanted[1]}. Received: "
                     f"{shape}, {part.get_dtype()}. Use another checkpoint."
                 )
-        return {name: file.get_tensor(name) for name in names}
+
+
+def open_tensors(
+    path: Path, expected: Mapping[str, tuple[tuple[int, ...], torch.dtype]] | None
+) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, checked as by `check_tensors` and mapped into memory."""
+    check_tensors(path, expected)
+    with _reading(path), safe_open(str(path), framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -26,7 +26,7 @@ from distrec.checkpoint.manifest import (
     rows_of_shard,
     shapes,
 )
-from distrec.checkpoint.shards import WEIGHT_TYPES, check_row_ids, open_shard, shard_path
+from distrec.checkpoint.shards import WEIGHT_TYPES, check_row_ids, stored_rows
 from distrec.checkpoint.together import together
 from distrec.config import ShardingConfig
 from distrec.errors import CheckpointError
@@ -141,7 +141,7 @@ class _Loading:
     ) -> None:
         """A shard from place `first` on, straight into `rows` of what only this rank holds."""
         try:
-            stored = _open(path, plan.name, entry, index, is_delta=False)
+            stored = stored_rows(path, plan.name, entry, index)
             ids, *targets = self.tables.held_parts(plan.name)[-1]
             count = len(range(ids.start, plan.num_embeddings, ids.step))
             for name, target in zip(("weights", "state"), targets, strict=True):
@@ -217,7 +217,7 @@ class _Reader:
         """Row ids, weights and state."""
         entry, shard = self._entry, stretch.shard
         if shard != self._shard:
-            self._stored = _open(self._path, self._name, entry, shard, self._is_delta)
+            self._stored = stored_rows(self._path, self._name, entry, shard, self._is_delta)
             self._shard = shard
         found = {}
         for name, stored in self._stored.items():
@@ -230,13 +230,6 @@ class _Reader:
             places = torch.arange(stretch.start, stretch.stop)
             found["row_ids"] = places * len(entry.shards) + shard
         return found["row_ids"], found["weights"], found["state"]
-
-
-def _open(
-    path: Path, name: str, entry: TableEntry, index: int, is_delta: bool
-) -> dict[str, StoredRows]:
-    checked = open_shard(path, name, entry, index, is_delta)
-    return {key: StoredRows(shard_path(path, name, entry, index), key) for key in checked}
 
 
 def _as_bytes(rows: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from distrec.checkpoint.files import open_tensors
+from distrec.checkpoint.files import StoredRows, check_tensors, open_tensors
 from distrec.checkpoint.manifest import TableEntry, table_directory
 from distrec.errors import CheckpointError
 
@@ -33,14 +33,30 @@ def open_shard(
         index: Of the shard.
         is_delta: Then there are ``row_ids`` (rows,), ascending, as well.
     """
+    return open_tensors(shard_path(path, name, table, index), _held(table, index, is_delta))
+
+
+def stored_rows(
+    path: Path, name: str, table: TableEntry, index: int, is_delta: bool = False
+) -> dict[str, StoredRows]:
+    """The same, as `open_shard`, to be read and not mapped."""
+    file, held = shard_path(path, name, table, index), _held(table, index, is_delta)
+    check_tensors(file, held)
+    return {key: StoredRows(file, key) for key in held}
+
+
+def _held(
+    table: TableEntry, index: int, is_delta: bool
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and type of every tensor of a shard."""
     rows = table.shards[index].num_rows
-    expected = {
+    held: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
         "weights": ((rows, table.embedding_dim), WEIGHT_TYPES[table.precision]),
         "state": ((rows, table.state_dim), torch.float32),
     }
     if is_delta:
-        expected["row_ids"] = ((rows,), torch.int64)  # type: ignore[assignment]
-    return open_tensors(shard_path(path, name, table, index), expected)
+        held["row_ids"] = ((rows,), torch.int64)
+    return held
 
 
 def check_row_ids(path: Path, name: str, table: TableEntry, index: int, row_ids: Tensor) -> None:

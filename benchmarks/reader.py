@@ -5,9 +5,9 @@
 Writes a data set (12 files; 13 numbers, 26 ids, a history of mean length 25 with its times), then
 reads it in turns: pyarrow.parquet row group by row group in the order of the files, and
 ExampleReader without its cache, in shuffled batches. Both decode on one thread of Arrow, from a
-warm page cache; medians count, and sums over both readings are compared. Then a DLRM trains from
-the reader, and the share of its steps that waits for input is measured. It ends with one line of
-JSON.
+warm page cache, and ExampleReader has a second thread that shuffles and joins; medians count, and
+sums over both readings are compared. Then a DLRM trains from the reader, and the share of its steps
+that waits for input is measured. It ends with one line of JSON.
 """
 
 from __future__ import annotations
@@ -249,7 +249,8 @@ def main() -> None:
         arguments.rows_per_file, arguments.rounds, arguments.steps = 30_000, 5, 20
     pa.set_cpu_count(1)
     torch.set_num_threads(1)
-    common.print_header(("pyarrow", "petastorm", "numpy", "torch"))
+    threads = "1 thread of Arrow on each side, and 1 of ours that shuffles and joins"
+    common.print_header(("pyarrow", "petastorm", "numpy", "torch"), threads)
     with tempfile.TemporaryDirectory() as name:
         manifest = write_dataset(Path(name), arguments.rows_per_file)
         rates = measure_reading(Path(name), manifest, arguments.rounds)

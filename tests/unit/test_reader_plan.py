@@ -82,6 +82,27 @@ def test_blocks_cut_lanes_at_row_groups(
     assert sorted(found) == everything
 
 
+@given(st.lists(st.integers(1, 9), max_size=6), st.integers(0, 9), st.integers(1, 12))
+def test_a_lane_cuts_its_blocks_and_tells_the_first_cut_of_each(
+    sizes: list[int], skipped: int, step: int
+) -> None:
+    blocks = [plan.Block(0, group, 5, 5 + size) for group, size in enumerate(sizes)]
+    lane = plan.Lane(3, blocks)
+    skipped = min(skipped, sum(sizes))
+    lane.skip(skipped)
+    cuts = []
+    for start in range(skipped, sum(sizes), step):
+        taken = lane.take(min(step, sum(sizes) - start))
+        assert sum(cut.stop - cut.start for cut in taken) == min(step, sum(sizes) - start)
+        cuts += taken
+    rows = [(cut.block, row) for cut in cuts for row in range(cut.start, cut.stop)]
+    assert rows == [(block, row) for block in blocks for row in range(block.num_rows)][skipped:]
+    # a block is read when its first cut comes, and so never twice
+    reached = [block for block, _ in rows]
+    assert [cut.block for cut in cuts if cut.is_first] == list(dict.fromkeys(reached))
+    assert all(cut.lane == 3 for cut in cuts)
+
+
 def test_order_depends_on_seed_and_epoch_and_on_nothing_else() -> None:
     def whole(order: plan.Order) -> list[tuple[int, int]]:
         groups = [[50, 50]] * 6

@@ -68,10 +68,7 @@ class Side:
         plans = plan_tables(specs, config, self.world_size)
         self.tables = EmbeddingTables(plans, self.collectives, config, SEED, CPU)
         self.dense = Dense(shape.embedding_dim, pair_index(self.names))
-        optimizer = torch.optim.SGD(self.dense.parameters(), lr=DENSE_LEARNING_RATE)
-        self.optimizer = self.collectives.distributed_optimizer(
-            optimizer, self.dense.named_parameters()
-        )
+        self.optimizer = torch.optim.SGD(self.dense.parameters(), lr=DENSE_LEARNING_RATE)
         self.given = [torch.full((shape.batch_size_per_rank, shape.embedding_dim), 1e-6)]
         self.given *= NUM_TABLES
         self.stages = Stages()

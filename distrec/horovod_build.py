@@ -1,10 +1,7 @@
 """Build and install Horovod 0.28.1 for the torch that is installed, once, and cache the wheel.
 
-Horovod's last release does not compile against torch 2.13 as it stands: its CMake files ask for
-C++14, torch's headers need C++20. The same step mends two faults of its Gloo part: a stall check
-that is dead because a vector is reserved where it has to be resized; and connections that ignore
-the network interface asked for and go by the host's name, so that a host whose name means
-127.0.1.1, as is usual on Debian, could not train with another. Run with ``python -m
+Horovod's last release does not compile against torch 2.13 as it stands, and has faults and delays
+that are mended on the way: see distrec/horovod_patches.py. Run with ``python -m
 distrec.horovod_build``. The wheel is kept under ``$XDG_CACHE_HOME/distrec/wheels`` (by default
 ``~/.cache``), by torch version, Python version, GPU or not, and the patches.
 """
@@ -22,40 +19,9 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from distrec.horovod_patches import PATCHES
+
 HOROVOD_VERSION = "0.28.1"
-
-# where the connections of a set of ranks are opened
-_SET_DEVICE = """\
-  device_attr.iface = gloo_iface_;
-  device_attr.ai_family = AF_UNSPEC;
-  auto dev = CreateDevice(device_attr);
-
-  global_ctx"""
-
-# (file, text as released, text that compiles and works, how often it stands there)
-PATCHES = (
-    ("CMakeLists.txt", "set(CMAKE_CXX_STANDARD 14)", "set(CMAKE_CXX_STANDARD 20)", 1),
-    ("CMakeLists.txt", "set(CMAKE_CXX_STANDARD 17)", "set(CMAKE_CXX_STANDARD 20)", 1),
-    ("CMakeLists.txt", '"-std=c++17"', '"-std=c++20"', 1),
-    (
-        "horovod/torch/CMakeLists.txt",
-        "set(CMAKE_CXX_STANDARD 14)",
-        "set(CMAKE_CXX_STANDARD 20)",
-        1,
-    ),
-    (
-        "horovod/common/gloo/gloo_controller.cc",
-        "global_ranks_.reserve(size_)",
-        "global_ranks_.resize(size_)",
-        1,
-    ),
-    (
-        "horovod/common/gloo/gloo_context.cc",
-        _SET_DEVICE,
-        f"  gloo_iface_ = global_context.gloo_iface_;\n{_SET_DEVICE}",
-        1,
-    ),
-)
 
 
 def cache_directory() -> Path:

@@ -1,16 +1,16 @@
 """How ranks talk: named collectives over Horovod, or none at all on one process.
 
 The only file that imports Horovod, and only once it is to start, so that a package without it
-trains on one process. Every call has a name, is checked before it is sent, and waits by polling:
-Horovod's own wait spins, which takes the cores from the ranks it waits for. Every rank makes the
+trains on one process. Every call has a name and is checked before it is sent. Every rank makes the
 same calls. Nothing that arrives is unpickled.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
@@ -26,9 +26,8 @@ Operation = Literal["sum", "max", "min"]
 Exchanged = tuple[Tensor, list[int]]
 Result = TypeVar("Result")
 
-# a wait is looked at ever less often, at most this part of it late: each look takes time from the
-# rank that is waited for
-_FIRST_POLL_SECONDS, _LAST_POLL_SECONDS, _POLL_SHARE = 1e-4, 2e-3, 1 / 16
+# of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 # integers of the same width, for types that Horovod refuses to carry
 _CARRIERS = {torch.bfloat16: torch.int16, torch.bool: torch.uint8}
 _SUMMABLE = {torch.int32, torch.int64, torch.float16, torch.float32, torch.float64}
@@ -79,32 +78,6 @@ class Collectives(ABC):
     @abstractmethod
     def broadcast(self, tensor: Tensor, name: str, root: int = 0) -> Tensor:
         """The tensor of rank `root`; the shape and type are the same on every rank."""
-
-    @abstractmethod
-    def distributed_optimizer(
-        self,
-        optimizer: torch.optim.Optimizer,
-        named_parameters: Iterable[tuple[str, nn.Parameter]],
-    ) -> torch.optim.Optimizer:
-        """An optimizer whose gradients are the sum over all ranks. Step it with `step_dense`."""
-
-    @abstractmethod
-    def step_dense(
-        self,
-        optimizer: torch.optim.Optimizer,
-        parameters: Iterable[nn.Parameter],
-        clip_norm: float = 0.0,
-    ) -> float:
-        """Sum the gradients over ranks, clip them, update.
-
-        Args:
-            optimizer: From `distributed_optimizer`.
-            parameters: Whose gradients are clipped together.
-            clip_norm: Largest norm; 0 for no clipping.
-
-        Returns:
-            The norm of the summed gradients before clipping; not finite where a gradient is not.
-        """
 
     @abstractmethod
     def shutdown(self) -> None:
@@ -162,6 +135,43 @@ class Collectives(ABC):
             tensor = named[name].detach()
             tensor.copy_(self.broadcast(tensor, f"parameter {name}", root))
 
+    def step_dense(
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: Iterable[nn.Parameter],
+        clip_norm: float = 0.0,
+    ) -> float:
+        """Sum the gradients over ranks, clip them, update.
+
+        All of them travel as one tensor: each collective has a cost of its own, and the order in
+        which numbers are added does not depend on what else is under way.
+
+        Args:
+            optimizer: The same on every rank.
+            parameters: Whose gradients are summed and clipped together; those that are trained and
+                have none count as zero.
+            clip_norm: Largest norm; 0 for no clipping.
+
+        Returns:
+            The norm of the summed gradients before clipping; not finite where a gradient is not.
+        """
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        gradients = []
+        for parameter in trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+        if gradients and self.world.world_size > 1:
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            total = self.allreduce(flat, "dense gradients")
+            for gradient, part in zip(
+                gradients, total.split([g.numel() for g in gradients]), strict=True
+            ):
+                gradient.copy_(part.view_as(gradient))
+        norm = clip_gradients(trained, clip_norm)
+        optimizer.step()
+        return norm
+
     def barrier(self, name: str) -> None:
         """Wait until every rank is here."""
         self.allreduce(torch.zeros(1), f"barrier {name}")
@@ -199,25 +209,6 @@ class OneProcess(Collectives):
         """Hands a copy back."""
         assert root == 0, root
         return tensor.clone()
-
-    def distributed_optimizer(
-        self,
-        optimizer: torch.optim.Optimizer,
-        named_parameters: Iterable[tuple[str, nn.Parameter]],
-    ) -> torch.optim.Optimizer:
-        """Hands the optimizer back."""
-        return optimizer
-
-    def step_dense(
-        self,
-        optimizer: torch.optim.Optimizer,
-        parameters: Iterable[nn.Parameter],
-        clip_norm: float = 0.0,
-    ) -> float:
-        """Clip and update."""
-        norm = clip_gradients(parameters, clip_norm)
-        optimizer.step()
-        return norm
 
     def shutdown(self) -> None:
         """Nothing to leave."""
@@ -307,38 +298,6 @@ class HorovodCollectives(Collectives):
         wait = self._begin(name, lambda: self._hvd.broadcast_async(sent, root, name=name), sent)
         return wait().view(tensor.dtype).reshape(tensor.shape)
 
-    def distributed_optimizer(
-        self,
-        optimizer: torch.optim.Optimizer,
-        named_parameters: Iterable[tuple[str, nn.Parameter]],
-    ) -> torch.optim.Optimizer:
-        """See `Collectives.distributed_optimizer`."""
-        return self._hvd.DistributedOptimizer(  # type: ignore[no-any-return]
-            optimizer, named_parameters=list(named_parameters), op=self._hvd.Sum
-        )
-
-    def step_dense(
-        self,
-        optimizer: torch.optim.Optimizer,
-        parameters: Iterable[nn.Parameter],
-        clip_norm: float = 0.0,
-    ) -> float:
-        """See `Collectives.step_dense`."""
-        distributed: Any = optimizer
-
-        def synchronize() -> None:
-            # wait by polling first, so that Horovod's own wait finds everything done
-            for handle, _ in list(getattr(distributed, "_handles", {}).values()):
-                if handle is not None:
-                    self._poll(handle)
-            distributed.synchronize()
-
-        self._explained("sum of dense gradients", synchronize)
-        norm = clip_gradients(parameters, clip_norm)
-        with distributed.skip_synchronize():
-            optimizer.step()
-        return norm
-
     def shutdown(self) -> None:
         """See `Collectives.shutdown`."""
         self._hvd.shutdown()
@@ -348,19 +307,12 @@ class HorovodCollectives(Collectives):
         handle = self._explained(name, start)
 
         def wait() -> Any:
-            self._poll(handle)
             result = self._explained(name, lambda: self._hvd.synchronize(handle))
             # Horovod reads the tensor that was sent until now
             assert keep is not None
             return result
 
         return wait
-
-    def _poll(self, handle: int) -> None:
-        start = time.monotonic()
-        while not self._hvd.poll(handle):
-            waited = (time.monotonic() - start) * _POLL_SHARE
-            time.sleep(min(max(waited, _FIRST_POLL_SECONDS), _LAST_POLL_SECONDS))
 
     def _explained(self, name: str, function: Callable[[], Result]) -> Result:
         try:
@@ -387,6 +339,7 @@ def start(launch: LaunchConfig, distributed: bool | None = None) -> Collectives:
         LaunchError: Horovod is needed and not there, or cannot start; no GPU where cuda is asked.
     """
     torch.set_num_threads(launch.threads_per_rank)
+    _keep_freed_memory()
     if distributed is None:
         distributed = any(name in os.environ for name in _RANK_VARIABLES)
     return HorovodCollectives(launch) if distributed else OneProcess(_device(launch, World()))
@@ -405,6 +358,17 @@ def clip_gradients(parameters: Iterable[nn.Parameter], clip_norm: float) -> floa
         for gradient in gradients:
             gradient.mul_(factor)
     return float(norm)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what a step frees for the next one, which else is cleared page by page anew.
+
+    Blocks of 32 MiB and more still go back at once. Without effect under another C library.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        for parameter, value in ((_M_MMAP_THRESHOLD, 2**25), (_M_TRIM_THRESHOLD, 2**29)):
+            libc.mallopt(parameter, value)
 
 
 def _uses_gpu(launch: LaunchConfig) -> bool:

@@ -202,9 +202,6 @@ def build(inputs: Inputs, collectives: Collectives, lanes: int | None) -> Run:
     # in a softmax it cancels out, and Adam would make large steps of rounding errors
     is_binary = resolve_loss_kind(inputs.spec, config.loss) == "binary"
     model.global_bias.requires_grad_(is_binary)
-    optimizer = collectives.distributed_optimizer(
-        dense_optimizer(model, config), model.named_parameters()
-    )
     reader = ExampleReader(
         config.dataset_directory, manifest, columns.TRAIN, collectives.world, config.reader,
         config.train.global_batch_size, config.seed, lanes,
@@ -217,7 +214,7 @@ def build(inputs: Inputs, collectives: Collectives, lanes: int | None) -> Run:
         collectives=collectives,
         model=model,
         tables=tables,
-        optimizer=optimizer,
+        optimizer=dense_optimizer(model, config),
         objective=Objective(model, inputs.items, config.loss, config.seed, manifest.train_rows),
         reader=reader,
         validator=Validator(config, manifest, inputs.items, collectives),

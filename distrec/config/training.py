@@ -92,9 +92,9 @@ class ShardingConfig(Section):
     """Rows start uniform in [-init_scale, init_scale], a pure function of seed, table and row."""
     precision: Literal["fp32", "fp16"] = "fp32"
     """Of the weights; optimizer state is fp32. fp16 halves them; on CPU, which does not round at
-    random, an update below half a unit of a number's last place is lost. There is no bf16: FBGEMM
-    1.8 does not look up such rows on CPU ("split_embedding_cpu_forward" is "not implemented for
-    'BFloat16'")."""
+    random, an update below half a unit of a number's last place is lost. There is no bf16: of
+    its 8 bits an update would have to reach one in 256 to count, and FBGEMM 1.8 has no such rows
+    on CPU to test the GPU's against."""
     cpu_offload: bool = False
     """GPU: keep tables in host memory with a cache on the device (FBGEMM's UVM caching)."""
 

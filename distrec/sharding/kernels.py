@@ -1,38 +1,26 @@
-"""One FBGEMM table: rows looked up, and updated inside the backward pass.
+"""Physical tables: rows looked up, and updated inside the backward pass by a fused optimizer.
 
-The only file that imports fbgemm_gpu. Its kernel sums the gradients of a row that is used more than
-once before the one, exact update; on CPU that is several times as fast as nn.EmbeddingBag with a
-sparse gradient (benchmarks/sharding.py).
+On a GPU a table is FBGEMM's (`fbgemm.py`). On the CPU it is plain torch: one sort brings the
+gradients of a row together and one pass updates the distinct rows, which takes a fifth of the time
+of FBGEMM's CPU kernel (benchmarks/sharding.py).
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from typing import Any
+
 import torch
-from fbgemm_gpu.split_embedding_configs import SparseType
-from fbgemm_gpu.split_table_batched_embeddings_ops_common import (
-    BoundsCheckMode,
-    EmbeddingLocation,
-    PoolingMode,
-)
-from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
-    ComputeDevice,
-    OptimType,
-    SplitTableBatchedEmbeddingBagsCodegen,
-)
 from torch import Tensor
+from torch.nn import functional
 
 from distrec.config import ShardingConfig
 from distrec.sharding.plan import state_width
 
-_OPTIMIZERS = {
-    "rowwise_adagrad": OptimType.EXACT_ROWWISE_ADAGRAD,
-    "adagrad": OptimType.EXACT_ADAGRAD,
-    "sgd": OptimType.EXACT_SGD,
-}
-_PRECISIONS = {"fp32": SparseType.FP32, "fp16": SparseType.FP16}
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
-class FusedTable:
+class FusedTable(ABC):
     """Rows of one width with their optimizer state, on one device.
 
     Not an nn.Module: its weights are trained in `FusedTable.lookup`'s backward pass, so that no
@@ -41,46 +29,12 @@ class FusedTable:
     Args:
         num_rows: Rows.
         embedding_dim: D.
-        config: Section [sharding].
-        device: Where to compute; with config.cpu_offload, a GPU's rows lie in host memory.
-        identical_on_all_ranks: Whether other ranks keep the same rows; then no update is random.
     """
 
-    def __init__(
-        self,
-        num_rows: int,
-        embedding_dim: int,
-        config: ShardingConfig,
-        device: torch.device,
-        identical_on_all_ranks: bool,
-    ) -> None:
+    def __init__(self, num_rows: int, embedding_dim: int) -> None:
         self.num_rows = num_rows
         self.embedding_dim = embedding_dim
-        self._state_width = state_width(config.optimizer, embedding_dim)
-        location, compute = EmbeddingLocation.HOST, ComputeDevice.CPU
-        if device.type == "cuda":
-            compute = ComputeDevice.CUDA
-            location = EmbeddingLocation.DEVICE
-            if config.cpu_offload:
-                location = EmbeddingLocation.MANAGED_CACHING
-        self._cached = location == EmbeddingLocation.MANAGED_CACHING
         self._touched: Tensor | None = None
-        self._kernel = SplitTableBatchedEmbeddingBagsCodegen(
-            [(num_rows, embedding_dim, location, compute)],
-            optimizer=_OPTIMIZERS[config.optimizer],
-            learning_rate=config.learning_rate,
-            eps=config.eps,
-            # fp16 rows lose small updates unless they are rounded at random (GPU only)
-            stochastic_rounding=config.precision == "fp16" and not identical_on_all_ranks,
-            weights_precision=_PRECISIONS[config.precision],
-            output_dtype=SparseType.FP32,
-            # every row a bag of its own: PoolingMode.NONE has no vectorised update on CPU and takes
-            # tens of times as long
-            pooling_mode=PoolingMode.SUM,
-            # the caller has checked; the kernel would only warn, and read row 0
-            bounds_check_mode=BoundsCheckMode.NONE,
-            device=device,
-        )
 
     def lookup(self, rows: Tensor) -> Tensor:
         """Rows by number: float32, (n, D).
@@ -92,14 +46,13 @@ class FusedTable:
         """
         if self._touched is not None and torch.is_grad_enabled():
             self._touched[rows] = True
-        return self._lookup(rows)
-
-    def _lookup(self, rows: Tensor) -> Tensor:
         if not len(rows):
             return torch.zeros(0, self.embedding_dim, device=rows.device, requires_grad=True)
-        offsets = torch.arange(len(rows) + 1, device=rows.device)
-        result: Tensor = self._kernel(rows, offsets)
-        return result
+        return self._lookup(rows)
+
+    @abstractmethod
+    def _lookup(self, rows: Tensor) -> Tensor:
+        """As `lookup`, of at least one row."""
 
     def update_all(self, gradient: Tensor) -> None:
         """One optimizer step on every row: gradient is float32, (num_rows, D).
@@ -121,10 +74,9 @@ class FusedTable:
             self._touched[rows] = True
         self._update(rows, gradient)
 
+    @abstractmethod
     def _update(self, rows: Tensor, gradient: Tensor) -> None:
-        with torch.enable_grad():
-            output = self._lookup(rows)
-        output.backward(gradient)
+        """As `update`."""
 
     def track_touched(self) -> None:
         """From now on keep, a byte a row, which rows may have changed since `forget_touched`."""
@@ -142,27 +94,146 @@ class FusedTable:
         """bool, (num_rows,): which rows may have changed; None where that is not tracked."""
         return self._touched
 
+    @abstractmethod
     def weights(self) -> Tensor:
-        """A view, (num_rows, D), float32 or float16."""
-        if self._cached:
-            self._kernel.flush()
-        view: Tensor = self._kernel.split_embedding_weights()[0]
-        return view
+        """A view, (num_rows, D), of the type of [sharding] precision."""
 
+    @abstractmethod
     def state(self) -> Tensor:
         """Optimizer state, a float32 view, (num_rows, S); S is `plan.state_width`."""
-        if self._state_width == 0:
-            return torch.zeros(self.num_rows, 0, device=self.weights().device)
-        if self._cached:
-            self._kernel.flush()
-        view: Tensor = self._kernel.split_optimizer_states()[0][0]
-        return view.view(self.num_rows, self._state_width)
 
+    @abstractmethod
     def rows_were_written(self) -> None:
         """Must follow a write through `weights` or `state`: a cache on the GPU forgets its copy."""
-        if self._cached:
-            self._kernel.reset_cache_states()
+
+    @abstractmethod
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """From the next update on."""
+
+
+class CpuTable(FusedTable):
+    """A table in plain torch.
+
+    Args:
+        num_rows: Rows.
+        embedding_dim: D.
+        config: Section [sharding].
+        device: Where the rows lie.
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        embedding_dim: int,
+        config: ShardingConfig,
+        device: torch.device,
+    ) -> None:
+        super().__init__(num_rows, embedding_dim)
+        self._optimizer = config.optimizer
+        self._learning_rate, self._eps = config.learning_rate, config.eps
+        dtype = _DTYPES[config.precision]
+        # zeros take memory only when they are written to
+        self._weights = torch.zeros(num_rows, embedding_dim, dtype=dtype, device=device)
+        width = state_width(config.optimizer, embedding_dim)
+        self._state = torch.zeros(num_rows, width, device=device)
+        self._anchor = torch.empty(0, device=device, requires_grad=True)
+
+    def _lookup(self, rows: Tensor) -> Tensor:
+        found: Tensor = _Lookup.apply(self._anchor, self, rows)
+        return found
+
+    def read(self, rows: Tensor) -> Tensor:
+        """Rows by number, without a graph: float32, (n, D)."""
+        return self._weights.index_select(0, rows).to(torch.float32)
+
+    def update_summed(self, rows: Tensor, gradient: Tensor) -> None:
+        """As `update`, for rows that may stand there more than once: their gradients are added up.
+
+        They are added in their order, so that the result does not depend on threads.
+        """
+        numbers = rows.to(torch.int32) if self.num_rows < 2**31 else rows
+        ascending, order = torch.sort(numbers, stable=True)
+        starts = run_starts(ascending)
+        summed = functional.embedding_bag(
+            order, gradient, starts, mode="sum", include_last_offset=True
+        )
+        self._update(ascending[starts[:-1]].to(torch.int64), summed)
+
+    def _update(self, rows: Tensor, gradient: Tensor) -> None:
+        rate: Tensor | float = self._learning_rate
+        if self._optimizer != "sgd":
+            if self._optimizer == "rowwise_adagrad":
+                squares = torch.linalg.vector_norm(gradient, dim=1, keepdim=True).square_()
+                squares /= self.embedding_dim
+            else:
+                squares = gradient.square()
+            total = self._state.index_select(0, rows).add_(squares)
+            self._state.index_copy_(0, rows, total)
+            rate = self._learning_rate / total.sqrt_().add_(self._eps)
+        step = gradient * -rate
+        if self._weights.dtype == torch.float32:
+            self._weights.index_add_(0, rows, step)
+        else:
+            updated = self.read(rows).add_(step)
+            self._weights.index_copy_(0, rows, updated.to(self._weights.dtype))
+
+    def weights(self) -> Tensor:
+        """See `FusedTable.weights`."""
+        return self._weights
+
+    def state(self) -> Tensor:
+        """See `FusedTable.state`."""
+        return self._state
+
+    def rows_were_written(self) -> None:
+        """Nothing is cached."""
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """From the next update on."""
-        self._kernel.set_learning_rate(learning_rate)
+        self._learning_rate = learning_rate
+
+
+class _Lookup(torch.autograd.Function):
+    """Rows of a `CpuTable`; backward updates them."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, table: CpuTable, rows: Tensor) -> Tensor:
+        """Rows by number; the anchor requires a gradient, without which backward is not called."""
+        ctx.table, ctx.rows = table, rows
+        return table.read(rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None]:
+        """gradient is (n, D)."""
+        ctx.table.update_summed(ctx.rows, gradient.contiguous())
+        return None, None, None
+
+
+def run_starts(ascending: Tensor) -> Tensor:
+    """Where each run of equal numbers starts, and the end of the last: int64, (U + 1,)."""
+    starts = torch.ones(len(ascending) + 1, dtype=torch.bool, device=ascending.device)
+    torch.ne(ascending[1:], ascending[:-1], out=starts[1:-1])
+    return starts.nonzero().squeeze(1)
+
+
+def make_table(
+    num_rows: int,
+    embedding_dim: int,
+    config: ShardingConfig,
+    device: torch.device,
+    identical_on_all_ranks: bool,
+) -> FusedTable:
+    """The table for a device.
+
+    Args:
+        num_rows: Rows.
+        embedding_dim: D.
+        config: Section [sharding].
+        device: Where to compute.
+        identical_on_all_ranks: Whether other ranks keep the same rows; then no update is random.
+    """
+    if device.type == "cpu":
+        return CpuTable(num_rows, embedding_dim, config, device)
+    from distrec.sharding.fbgemm import FbgemmTable  # seconds, and 200 MiB
+
+    return FbgemmTable(num_rows, embedding_dim, config, device, identical_on_all_ranks)

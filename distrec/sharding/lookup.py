@@ -59,6 +59,29 @@ def pool(rows: Tensor, ids: Jagged, pooling: Pooling) -> Tensor:
     return gather_and_pool(rows, places, ids, pooling)
 
 
+@dataclass(frozen=True)
+class Gather:
+    """Which of some distinct rows each of many ids finds.
+
+    Args:
+        places: int64, (nnz,): row of each id.
+        order: int64, (m,): positions in `places` in the order of their rows. Positions may be left
+            out: their rows get no gradient from them.
+        starts: int64, (U + 1,): where each row's positions start in `order`, and the end.
+    """
+
+    places: Tensor
+    order: Tensor
+    starts: Tensor
+
+    @classmethod
+    def of(cls, places: Tensor, num_rows: int) -> Gather:
+        """Of ids whose rows are known."""
+        ascending, order = torch.sort(places, stable=True)
+        starts = torch.searchsorted(ascending, torch.arange(num_rows + 1, device=places.device))
+        return cls(places, order, starts)
+
+
 def gather_and_pool(
     rows: Tensor,
     places: Tensor,
@@ -75,12 +98,13 @@ def gather_and_pool(
         pooling: As in `Request`.
         composition: How K rows make up an id's vector; None: K is 1.
     """
-    return gather_and_pool_all(rows, [places], [ids], [pooling], [composition])[0]
+    gather = Gather.of(places, len(rows))
+    return gather_and_pool_all(rows, gather, [ids], [pooling], [composition])[0]
 
 
 def gather_and_pool_all(
     rows: Tensor,
-    places: Sequence[Tensor],
+    gather: Gather,
     ids: Sequence[Jagged],
     poolings: Sequence[Pooling],
     compositions: Sequence[Composition | None],
@@ -91,7 +115,7 @@ def gather_and_pool_all(
 
     Args:
         rows: float32, (U, D): distinct rows.
-        places: int64, (nnz * K,) each: which of the rows are those of each of `ids[k].values`.
+        gather: For `ids[k].values`, one k after the other, their rows, K each.
         ids: The bags.
         poolings: As in `Request`.
         compositions: As in `gather_and_pool`.
@@ -100,8 +124,10 @@ def gather_and_pool_all(
         _num_rows(bags, pooling, composition)
         for bags, pooling, composition in zip(ids, poolings, compositions, strict=True)
     ]
-    bags = Jagged.from_lengths(torch.cat(list(places)), torch.cat(lengths))
-    pooled = _SumBags.apply(rows, bags)
+    all_lengths = torch.cat(lengths)
+    offsets = torch.zeros(len(all_lengths) + 1, dtype=torch.int64, device=rows.device)
+    torch.cumsum(all_lengths, 0, out=offsets[1:])
+    pooled = _SumBags.apply(rows, gather, offsets)
     results = []
     parts = pooled.split([len(part) for part in lengths])
     for part, bags, pooling, composition in zip(parts, ids, poolings, compositions, strict=True):
@@ -136,25 +162,20 @@ class _SumBags(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, bags: Jagged) -> Tensor:
-        """rows (U, D), and bags of places in it, to (B, D)."""
-        ctx.bags, ctx.num_rows = bags, len(rows)
-        return _sum_bags(rows, bags)
+    def forward(ctx: Any, rows: Tensor, gather: Gather, offsets: Tensor) -> Tensor:
+        """rows (U, D), and bags of ids that gather them, to (B, D)."""
+        ctx.gather, ctx.offsets = gather, offsets
+        return _sum_bags(rows, gather.places, offsets)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         """gradient (B, D) to (U, D): a row's is the sum over the bags that it is in."""
-        bags = ctx.bags
-        places, order = torch.sort(bags.values, stable=True)
-        counts = torch.bincount(places, minlength=ctx.num_rows)
-        transposed = Jagged.from_lengths(bags.bag_of_value[order], counts)
-        return _sum_bags(gradient.contiguous(), transposed), None
+        bags = Jagged(ctx.gather.places, ctx.offsets).bag_of_value[ctx.gather.order]
+        return _sum_bags(gradient.contiguous(), bags, ctx.gather.starts), None, None
 
 
-def _sum_bags(rows: Tensor, bags: Jagged) -> Tensor:
-    return functional.embedding_bag(
-        bags.values, rows, bags.offsets, mode="sum", include_last_offset=True
-    )
+def _sum_bags(rows: Tensor, places: Tensor, offsets: Tensor) -> Tensor:
+    return functional.embedding_bag(places, rows, offsets, mode="sum", include_last_offset=True)
 
 
 def _counts(ids: Jagged) -> Tensor:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from distrec.columns import PADDING_INDEX
-from distrec.sharding.lookup import Request
+from distrec.sharding.kernels import run_starts
+from distrec.sharding.lookup import Gather, Request
 from distrec.sharding.plan import TablePlan
 from distrec.world import World
 
@@ -90,14 +91,17 @@ class Route:
     Args:
         rows: For each group the distinct rows, by owner and then by number: int64, (U_g,).
         counts: For each group how many of them each owner holds.
-        places: For each request, for each row of each id: 0 for padding, else 1 + the row's place
-            among the `rows` of all groups of the table's width, one group after the other.
+        lengths: For each request how many rows its ids have; requests of one width follow one
+            another.
+        gathers: For each width, for each of those: 0 for padding, else 1 + the row's place among
+            the `rows` of all groups of the width, one group after the other.
         bad_id: The ids were not looked at any further.
     """
 
     rows: list[Tensor]
     counts: list[list[int]]
-    places: dict[str, Tensor]
+    lengths: dict[str, int]
+    gathers: dict[int, Gather]
     bad_id: BadId | None = None
 
 
@@ -115,6 +119,7 @@ class Layout:
         hot: Numbers of the hot groups.
         widths: Width -> numbers of its groups, which follow one another.
         id_dtype: Of row numbers on their way: int32 where those of every group fit.
+        key_dtype: Of keys: int32 where all fit.
     """
 
     def __init__(self, plans: Sequence[TablePlan], world: World) -> None:
@@ -125,6 +130,8 @@ class Layout:
                 key = (plan.embedding_dim, _KINDS.index(kind))
                 pieces.setdefault(key, []).append((plan.name, start, stop))
         self.groups: list[Group] = []
+        self.widths: dict[int, list[int]] = {}
+        self._paddings: list[int] = []
         parts: dict[str, list[Part]] = {plan.name: [] for plan in plans}
         first_key = 0
         for number, ((width, kind_number), members) in enumerate(sorted(pieces.items())):
@@ -134,6 +141,10 @@ class Layout:
             for name, start, stop in members:
                 parts[name].append(Part(number, start, stop, num_rows))
                 num_rows += -(-(stop - start) // owners)
+            if width not in self.widths:
+                self._paddings.append(first_key)
+                first_key += 1
+            self.widths.setdefault(width, []).append(number)
             self.groups.append(Group(width, kind, owners, num_rows, first_key))
             first_key += num_rows * owners
         self.places = {
@@ -142,40 +153,61 @@ class Layout:
         }
         self.spread = [n for n, group in enumerate(self.groups) if group.kind == "spread"]
         self.hot = [n for n, group in enumerate(self.groups) if group.kind == "hot"]
-        self.widths: dict[int, list[int]] = {}
-        for number, group in enumerate(self.groups):
-            self.widths.setdefault(group.embedding_dim, []).append(number)
         small = all(group.num_rows < _INT32_ROWS for group in self.groups)
         self.id_dtype = torch.int32 if small else torch.int64
+        self.key_dtype = torch.int32 if first_key < _INT32_ROWS else torch.int64
+        # group by group, where each owner's keys begin and where the last ones end
+        self._bounds = torch.tensor(
+            [
+                group.first_key + owner * group.num_rows
+                for group in self.groups
+                for owner in range(group.num_owners + 1)
+            ]
+        )
 
     def route(self, requests: Mapping[str, Request], device: torch.device) -> Route:
         """The route of a look-up, on `device`, where the ids are."""
-        asked: dict[str, Tensor] = {}
-        for name, request in requests.items():
-            bad_id = self._find_bad_id(request)
-            if bad_id is not None:
-                none = torch.empty(0, dtype=torch.int64, device=device)
-                counts = [[0] * group.num_owners for group in self.groups]
-                return Route([none] * len(self.groups), counts, {}, bad_id)
-            asked[name] = self._keys(request)
-        # -1 is always there, first: so place 0 is padding, and a look-up without ids works
-        keys = torch.cat([torch.full((1,), -1, device=device), *asked.values()])
-        unique, inverse = torch.unique(keys, return_inverse=True)
-        bounds = torch.searchsorted(unique, self._bounds().to(device)).tolist()
-        rows, counts, starts = [], [], []
+        bad_ids = map(self._find_bad_id, requests.values())
+        bad_id = next((found for found in bad_ids if found is not None), None)
+        if bad_id is not None:
+            none = torch.empty(0, dtype=torch.int64, device=device)
+            counts = [[0] * group.num_owners for group in self.groups]
+            return Route([none] * len(self.groups), counts, {}, {}, bad_id)
+        lengths: dict[str, int] = {}
+        keys: list[Tensor] = []
+        for width, padding in zip(self.widths, self._paddings, strict=True):
+            # the key of padding is always there, first of its width: so place 0 is padding, and a
+            # look-up without ids works
+            ids = [torch.full((1,), PADDING_INDEX, device=device)]
+            own = [torch.full((1,), padding, dtype=self.key_dtype, device=device)]
+            for name, request in requests.items():
+                if self.width(request.table) == width:
+                    ids.append(self.places[request.table].plan.row_ids(request.ids.values))
+                    own.append(self._keys(request.table, ids[-1]))
+                    lengths[name] = len(ids[-1])
+            keys.append(torch.cat(own).masked_fill_(torch.cat(ids) == PADDING_INDEX, padding))
+        ascending, order = torch.sort(torch.cat(keys) if len(keys) > 1 else keys[0], stable=True)
+        starts = run_starts(ascending)
+        distinct = ascending[starts[:-1]].to(torch.int64)
+        bounds = torch.searchsorted(distinct, self._bounds.to(device)).tolist()
+        rows, counts, firsts = [], [], []
         for group in self.groups:
             ends = bounds[: group.num_owners + 1]
-            bounds = bounds[group.num_owners :]
-            starts.append(ends[0])
-            rows.append((unique[ends[0] : ends[-1]] - group.first_key) % group.num_rows)
+            bounds = bounds[group.num_owners + 1 :]
+            firsts.append(ends[0])
+            row_ids = distinct[ends[0] : ends[-1]] - group.first_key
+            rows.append(row_ids % group.num_rows if group.num_owners > 1 else row_ids)
             counts.append([stop - start for start, stop in itertools.pairwise(ends)])
-        places, begin = {}, 1
-        for name, request in requests.items():
-            end = begin + len(asked[name])
-            start = starts[self.widths[self.width(request.table)][0]]
-            places[name] = (inverse[begin:end] - (start - 1)).clamp_(min=0)
+        gathers = {}
+        begins = [firsts[numbers[0]] - 1 for numbers in self.widths.values()]
+        begin = 0
+        for width, own_keys, first, last in zip(
+            self.widths, keys, begins, [*begins[1:], len(distinct)], strict=True
+        ):
+            end = begin + len(own_keys)
+            gathers[width] = _gather(order[begin:end] - begin, starts[first : last + 1] - begin)
             begin = end
-        return Route(rows, counts, places)
+        return Route(rows, counts, lengths, gathers)
 
     def width(self, table: str) -> int:
         """D of a table."""
@@ -194,32 +226,26 @@ class Layout:
             for ids, part in zip(held, place.parts, strict=True)
         ]
 
-    def _bounds(self) -> Tensor:
-        """Where each owner's keys begin, group by group, and where the last ones end."""
-        starts = [
-            group.first_key + owner * group.num_rows
-            for group in self.groups
-            for owner in range(group.num_owners)
-        ]
-        end = self.groups[-1].first_key + self.groups[-1].num_rows * self.groups[-1].num_owners
-        return torch.tensor([*starts, end])
-
-    def _keys(self, request: Request) -> Tensor:
-        place = self.places[request.table]
-        ids = place.plan.row_ids(request.ids.values.to(torch.int64))
+    def _keys(self, table: str, row_ids: Tensor) -> Tensor:
+        """The key of each row; that of padding is set later."""
+        place = self.places[table]
+        ids = row_ids.to(self.key_dtype)
         keys = self._part_keys(place.parts[-1], ids)
         if len(place.parts) > 1:
             hot = place.parts[0]
             keys = torch.where(ids < hot.stop, self._part_keys(hot, ids), keys)
-        return keys.masked_fill(ids == PADDING_INDEX, -1)
+        return keys
 
     def _part_keys(self, part: Part, ids: Tensor) -> Tensor:
         group = self.groups[part.group]
         first = group.first_key + part.first_row
         if group.num_owners == 1:
-            return first - part.start + ids
-        owners = ids % group.num_owners
-        return first + owners * group.num_rows + (ids - part.start) // group.num_owners
+            return ids + (first - part.start)
+        quotients = torch.div(ids, group.num_owners, rounding_mode="floor")
+        owners = torch.sub(ids, quotients, alpha=group.num_owners)
+        if part.start:
+            quotients = torch.div(ids - part.start, group.num_owners, rounding_mode="floor")
+        return torch.add(quotients, owners, alpha=group.num_rows).add_(first)
 
     def _find_bad_id(self, request: Request) -> BadId | None:
         place, ids = self.places[request.table], request.ids.values
@@ -243,3 +269,17 @@ def _pieces(plan: TablePlan, world_size: int) -> list[tuple[Kind, int, int]]:
     if not hot:
         return [("spread", 0, end)]
     return [("hot", 0, hot), ("spread", hot, end)]
+
+
+def _gather(order: Tensor, starts: Tensor) -> Gather:
+    """From the sorted keys of a width, padding's own first, to who finds its row where.
+
+    Args:
+        order: Where each of them stood, 0 being padding's own: int64, (1 + nnz,).
+        starts: Where each distinct one starts, padding first, and the end: int64, (U + 2,).
+    """
+    runs = torch.arange(len(starts) - 1, device=order.device)
+    places = torch.empty_like(order)
+    places.scatter_(0, order, torch.repeat_interleave(runs, starts.diff(), output_size=len(order)))
+    paddings = int(starts[1])
+    return Gather(places[1:], order[paddings:] - 1, (starts - paddings).clamp_(min=0))

@@ -15,7 +15,7 @@ from distrec.errors import CheckpointError, ConfigError
 from distrec.sharding.collectives import Collectives
 from distrec.sharding.exchange import Asked, Exchange, FetchRows
 from distrec.sharding.initial import initial_rows
-from distrec.sharding.kernels import FusedTable
+from distrec.sharding.kernels import make_table
 from distrec.sharding.lookup import Request, gather_and_pool_all
 from distrec.sharding.plan import TablePlan, state_width
 from distrec.sharding.routing import Layout
@@ -59,7 +59,7 @@ class EmbeddingTables(nn.Module):
         self._world = collectives.world
         layout = Layout(plans, collectives.world)
         kernels = [
-            FusedTable(group.num_rows, group.embedding_dim, config, device, group.kind != "spread")
+            make_table(group.num_rows, group.embedding_dim, config, device, group.kind != "spread")
             for group in layout.groups
         ]
         # one rank sends nothing, and has no reason to round
@@ -121,14 +121,15 @@ class EmbeddingTables(nn.Module):
         if asked is None:
             asked = self._ask(requests, "row numbers of a look-up")
         fetched = FetchRows.apply(self._anchor, self._exchange, asked, torch.is_grad_enabled())
-        places = asked.route.places
         results: dict[str, Tensor] = {}
         for width, rows in zip(layout.widths, fetched, strict=True):
-            keys = [key for key, r in requests.items() if layout.width(r.table) == width]
+            keys = [
+                key for key in asked.route.lengths if layout.width(requests[key].table) == width
+            ]
             if keys:
                 pooled = gather_and_pool_all(
                     rows,
-                    [places[key] for key in keys],
+                    asked.route.gathers[width],
                     [requests[key].ids for key in keys],
                     [requests[key].pooling for key in keys],
                     [self.table_plans[requests[key].table].composition for key in keys],

@@ -26,7 +26,7 @@ ALLOWED = {
 ONE_FILE = {
     "horovod": {"sharding/collectives.py", "launch.py"},
     "petastorm": {"reader/petastorm_adapter.py"},
-    "fbgemm_gpu": {"sharding/tables.py", "sharding/kernels.py"},
+    "fbgemm_gpu": {"sharding/fbgemm.py"},
 }
 
 

@@ -14,7 +14,7 @@ from distrec.config import ShardingConfig
 from distrec.errors import ConfigError
 from distrec.sharding.lookup import Request
 from distrec.sharding.plan import TableSpec, bytes_per_rank, plan_tables
-from distrec.sharding.routing import Layout
+from distrec.sharding.routing import Layout, Route
 from distrec.world import World
 
 
@@ -126,6 +126,15 @@ def owner_and_row(route_rows: torch.Tensor, counts: list[int]) -> list[tuple[int
     return list(zip(owners, route_rows.tolist(), strict=True))
 
 
+def places_of(route: Route, layout: Layout, requests: dict[str, Request]) -> dict[str, list[int]]:
+    found = {}
+    for width, gather in route.gathers.items():
+        names = [name for name in route.lengths if layout.width(requests[name].table) == width]
+        parts = gather.places.split([route.lengths[name] for name in names])
+        found.update(zip(names, (part.tolist() for part in parts), strict=True))
+    return found
+
+
 @settings(deadline=None)
 @given(st.integers(1, 4), st.data())
 def test_a_route_asks_each_distinct_row_once_of_its_owner(world_size: int, data: Any) -> None:
@@ -166,7 +175,7 @@ def test_a_route_asks_each_distinct_row_once_of_its_owner(world_size: int, data:
     assert set(found) == wanted
     for name in sizes:
         side_by_side = [pair for g in layouts[me].widths[widths[name]] for pair in asked[g]]
-        places = route.places[f"of {name}"].tolist()
+        places = places_of(route, layouts[me], requests)[f"of {name}"]
         ids = [row for bag in bags[name] for row in bag]
         assert [side_by_side[p - 1] if p else (name, 0) for p in places] == [
             (name, row) for row in ids

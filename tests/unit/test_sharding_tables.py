@@ -17,6 +17,7 @@ from distrec.config import LaunchConfig, ShardingConfig
 from distrec.errors import CheckpointError, ConfigError, DataError, LaunchError
 from distrec.sharding import collectives
 from distrec.sharding.initial import initial_rows
+from distrec.sharding.kernels import CpuTable
 from distrec.sharding.lookup import Pooling, Request, gather_and_pool, pool
 from distrec.sharding.plan import TableSpec, plan_tables
 from distrec.sharding.tables import EmbeddingTables
@@ -225,3 +226,35 @@ def test_refusals() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(LaunchError, match=r"needs a GPU of its own. Received: local rank 0, 0"):
             collectives.start(LaunchConfig(device="cuda"), distributed=False)
+
+
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adagrad", "sgd"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_both_kernels_update_alike(optimizer: str, precision: str) -> None:
+    """FBGEMM's table, which GPUs use, and the one of the CPU: rows repeated, some, and all."""
+    from distrec.sharding.fbgemm import FbgemmTable  # seconds
+
+    config = ShardingConfig.model_validate(
+        {"optimizer": optimizer, "precision": precision, "learning_rate": 0.1}
+    )
+    generator = torch.Generator().manual_seed(5)
+    tables = (FbgemmTable(7, 8, config, CPU, True), CpuTable(7, 8, config, CPU))
+    start = torch.randn(7, 8, generator=generator)
+    for table in tables:
+        table.weights()[:] = start
+        table.rows_were_written()
+    # one rounding more or less
+    near = {"atol": 1e-5, "rtol": 1e-5} if precision == "fp32" else {"atol": 2e-3, "rtol": 2e-3}
+    rows = torch.tensor([4, 1, 4, 6, 4, 1])
+    gradient, whole = torch.randn(2, 7, 8, generator=generator)
+    for _ in range(2):
+        found = [table.lookup(rows) for table in tables]
+        torch.testing.assert_close(*found, **near)
+        for answer, table in zip(found, tables, strict=True):
+            answer.backward(gradient[:6])
+            table.update(rows[1:3], gradient[5:])
+            table.update_all(whole)
+            table.set_learning_rate(0.02)
+    torch.testing.assert_close(tables[0].weights(), tables[1].weights(), **near)
+    torch.testing.assert_close(tables[0].state(), tables[1].state(), **near)
+    assert not torch.equal(tables[1].weights().float(), start.to(tables[1].weights().dtype).float())

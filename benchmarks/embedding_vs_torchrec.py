@@ -39,8 +39,8 @@ THEIR_OTHERS = ("numpy<2.5", "tensordict", "torchmetrics==1.0.3", "tqdm", "pyre-
 # every table spread, none replicated: chosen by reasoning, not yet compared with other settings
 OUR_SHARDING = {"replicate_below_mib": 0.0}
 BARS = {"whole": 1.0, "sparse": 1.5}
-# the first loss is equal; then they drift apart by about 1e-5 a step. It is TorchRec's data-parallel
-# tables: with a plan of table-wise ones alone, 32 losses in a row are equal to 3e-7
+# the first loss is equal; then they drift apart by about 1e-5 a step. That is TorchRec's
+# data-parallel tables: with a plan of table-wise ones alone, 32 losses in a row are equal to 3e-7
 LOSS_TOLERANCE = 2e-3
 
 

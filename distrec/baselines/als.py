@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,14 +20,14 @@ from torch import Tensor
 
 from distrec.baselines.profiles import profiles
 from distrec.batch import QueryBatch
-from distrec.columns import FIRST_INDEX, ITEM_INDEX, LABEL, TRAIN, USER_INDEX
+from distrec.columns import FIRST_INDEX, HISTORY, ITEM_INDEX, LABEL, TRAIN, USER_INDEX
 from distrec.config import Config
 from distrec.dataset import DatasetManifest
 from distrec.files import uri
 from distrec.metrics.evaluation import rows_per_block
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
 
 @dataclass(frozen=True)
@@ -132,28 +133,39 @@ def _fit(
 ) -> npt.NDArray[np.float32]:
     """Factors of all items of the catalogue. float32, (M, F)."""
     from pyspark.ml import recommendation
-    from pyspark.sql import functions as F
 
-    paths = [
-        uri(directory / entry.path) for name in splits for entry in manifest.splits[name].files
-    ]
-    known = (F.col(USER_INDEX) >= FIRST_INDEX) & (F.col(ITEM_INDEX) >= FIRST_INDEX)
-    if manifest.has_labels:
-        known &= F.col(LABEL) > 0
-    pairs = (
-        spark.read.parquet(*paths)
-        .filter(known)
-        .select(F.col(USER_INDEX).cast("int"), F.col(ITEM_INDEX).cast("int"))
-        .distinct()
-        .withColumn("rating", F.lit(1.0))
-    )
     job = recommendation.ALS(
         rank=options.factors, maxIter=options.iterations, regParam=options.regularization,
         alpha=options.alpha, implicitPrefs=True, seed=options.seed,
         userCol=USER_INDEX, itemCol=ITEM_INDEX, ratingCol="rating",
     )  # fmt: skip
-    found = job.fit(pairs).itemFactors.toArrow()
+    found = job.fit(positive_pairs(spark, directory, manifest, splits)).itemFactors.toArrow()
     factors = np.zeros((manifest.num_items - FIRST_INDEX, options.factors), np.float32)
     rows = found["id"].to_numpy() - FIRST_INDEX
     factors[rows] = np.stack(found["features"].to_numpy())
     return factors
+
+
+def positive_pairs(
+    spark: SparkSession, directory: Path, manifest: DatasetManifest, splits: Sequence[str]
+) -> DataFrame:
+    """user_index and item_index, int, of the positive events of known users and items, once each.
+
+    With the column rating, which is 1.
+    """
+    from pyspark.sql import functions as F
+
+    parts = []
+    for split in splits:
+        files = [uri(directory / entry.path) for entry in manifest.splits[split].files]
+        rows = spark.read.parquet(*files)
+        item = F.col(ITEM_INDEX)
+        if split == TRAIN and manifest.train_rows == "windows":
+            item = F.explode(F.concat(HISTORY, F.array(ITEM_INDEX)))
+        if manifest.has_labels:
+            rows = rows.filter(F.col(LABEL) > 0)
+        parts.append(rows.select(USER_INDEX, item.alias(ITEM_INDEX)))
+    events = reduce(lambda one, other: one.unionByName(other), parts)
+    known = (F.col(USER_INDEX) >= FIRST_INDEX) & (F.col(ITEM_INDEX) >= FIRST_INDEX)
+    pairs = events.filter(known).select(*(F.col(name).cast("int") for name in events.columns))
+    return pairs.distinct().withColumn("rating", F.lit(1.0))

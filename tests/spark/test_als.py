@@ -10,8 +10,10 @@ from pyspark.ml import recommendation
 from pyspark.sql import SparkSession
 
 from distrec.baselines import ALS, fit_baseline, profiles
-from distrec.baselines.als import ALSOptions
-from distrec.columns import FIRST_INDEX
+from distrec.baselines.als import ALSOptions, positive_pairs
+from distrec.columns import FIRST_INDEX, TRAIN, VALID
+from distrec.dataset import read_manifest
+from distrec.metrics.events import positive_events
 from tests.synthetic import NUM_GROUPS, write_dataset
 from tests.unit.test_baselines import make_config, make_queries, scores_of
 
@@ -48,3 +50,20 @@ def test_als_finds_the_planted_groups(spark: SparkSession, tmp_path: Path, label
     assert not scores[:, 40:].any()
     # the session was there before, and still is
     assert spark.range(3).count() == 3
+
+
+@pytest.mark.parametrize("splits", [(TRAIN,), (TRAIN, VALID)])
+def test_of_windows_every_event_counts(
+    spark: SparkSession, tmp_path: Path, splits: tuple[str, ...]
+) -> None:
+    found = []
+    for train_rows in ("events", "windows"):
+        manifest = write_dataset(tmp_path / train_rows, events_per_user=11, train_rows=train_rows)
+        pairs = positive_pairs(spark, tmp_path / train_rows, manifest, splits)
+        found.append(sorted(map(tuple, pairs.collect())))
+    assert found[0] == found[1]
+    expected = set()
+    manifest = read_manifest(tmp_path / "events")
+    for users, items in positive_events(tmp_path / "events", manifest, splits):
+        expected |= set(zip(users.tolist(), items.tolist(), [1.0] * len(users), strict=True))
+    assert found[0] == sorted(expected)

@@ -16,12 +16,12 @@ from distrec.planner.lookups import StepLookups
 from distrec.sharding.plan import TablePlan
 
 MIB = 2**20
-FRAMEWORK_BYTES = 460 * MIB
+FRAMEWORK_BYTES = 420 * MIB
 """What a CPU rank needs whatever it trains: what is left of measured peaks (benchmarks/memory.py)
-without the other parts. 367 MiB are resident once the libraries are loaded and the ranks have met;
-kernels loaded at their first use, the threads' heaps and the exchange's buffers make up the rest.
-Python 3.11, torch 2.13 (CPU), fbgemm-gpu-cpu 1.8, Horovod 0.28.1, pyarrow 14, petastorm 0.12.1,
-Linux x86-64. A GPU build needs more on the host."""
+without the other parts. 315 MiB are resident once the libraries are loaded; kernels loaded at their
+first use, the threads' heaps and the exchange's buffers make up the rest. Python 3.11, torch 2.13
+(CPU), Horovod 0.28.1, pyarrow 14, petastorm 0.12.1, Linux x86-64. A GPU build needs more on the
+host, FBGEMM among the rest."""
 
 _FLOAT = 4
 _INTEGER = 8

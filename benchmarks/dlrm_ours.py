@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from distrec.batch import Jagged
 from distrec.config import LaunchConfig, ShardingConfig
 from distrec.sharding.collectives import start
+from distrec.sharding.exchange import Asked
 from distrec.sharding.lookup import Request
 from distrec.sharding.plan import TableSpec, plan_tables
 from distrec.sharding.tables import EmbeddingTables
@@ -69,17 +70,30 @@ class Side:
         self.tables = EmbeddingTables(plans, self.collectives, config, SEED, CPU)
         self.dense = Dense(shape.embedding_dim, pair_index(self.names))
         self.optimizer = torch.optim.SGD(self.dense.parameters(), lr=DENSE_LEARNING_RATE)
+        self.sharding = config
+        self.asked: Asked | None = None
         self.given = [torch.full((shape.batch_size_per_rank, shape.embedding_dim), 1e-6)]
         self.given *= NUM_TABLES
         self.stages = Stages()
 
+    def requests(self, number: int) -> dict[str, Request]:
+        """Of a batch."""
+        bags = self.batches[number % len(self.batches)]
+        return {name: Request(name, ids, "sum") for name, ids in bags.items()}
+
     def look_up(self, number: int) -> list[Tensor]:
         """The rows of a batch, table by table."""
-        bags = self.batches[number % len(self.batches)]
-        rows = self.tables({name: Request(name, ids, "sum") for name, ids in bags.items()})
+        rows = self.tables(self.requests(number), self.asked)
+        self.asked = None
         return [rows[name] for name in self.names]
 
-    def whole(self, number: int) -> float:
+    def ask_ahead(self, number: int) -> None:
+        """As the trainer does before a backward pass."""
+        if self.sharding.prefetch_ids or self.sharding.prefetch_rows:
+            requests = self.requests(number)
+            self.asked = self.tables.ask(requests, self.sharding.prefetch_rows)
+
+    def whole(self, number: int, is_last: bool) -> float:
         """A step of training; the loss."""
         batch = number % len(self.batches)
         clock = self.stages.time
@@ -90,13 +104,15 @@ class Side:
             with clock("dense forward"):
                 logits = self.dense(self.numbers[batch], rows)
                 loss = nn.functional.binary_cross_entropy_with_logits(logits, self.labels[batch])
+            if not is_last:
+                self.ask_ahead(number + 1)
             with clock("dense and pooling backward"):
                 # gradients are summed over ranks
                 (loss / self.world_size).backward()
             self.collectives.step_dense(self.optimizer, self.dense.parameters())
             return float(loss.detach())
 
-    def sparse(self, number: int) -> float:
+    def sparse(self, number: int, is_last: bool) -> float:
         """Look-up, exchange, update with a given gradient."""
         torch.autograd.backward(self.look_up(number), self.given)
         return 0.0
@@ -114,7 +130,8 @@ class Side:
         self.collectives.barrier("benchmark")
         before = self.tables.exchanged_bytes
         start_time, start_cpu = time.perf_counter(), time.process_time()
-        losses = [step(order["first"] + number) for number in range(order["steps"])]
+        first, end = order["first"], order["first"] + order["steps"]
+        losses = [step(number, number + 1 == end) for number in range(first, end)]
         elapsed, used = time.perf_counter() - start_time, time.process_time() - start_cpu
         totals = self.collectives.allreduce(torch.tensor(losses), "losses")
         return {

@@ -4,10 +4,10 @@
 
 Two ranks with one thread each look up, pool and update tables of 200,000 x 16 (row-wise Adagrad)
 with ids drawn from Zipf(alpha), in turns: as it was before (row numbers as int64, no hot tier),
-with int32, with H rows of each table on every rank, the exchange in bf16 and fp16, and row numbers
-sent ahead. All sides take the same steps from the same rows; those in fp32 must end with equal
-rows. Medians count; bytes are what a rank sends in a step, on average. It ends with one line of
-JSON.
+with int32, with H rows of each table on every rank, the exchange in bf16 and fp16, and row numbers,
+or rows, sent ahead. All sides take the same steps from the same rows; the exact ones must end with
+equal rows. Medians count; bytes are what a rank sends in a step, on average. It ends with one line
+of JSON.
 
 What to expect of H: a distinct row is sent once to a rank that uses it and its gradient once back,
 which is what a sum over ranks sends too. So a hot row saves its number, and only where nearly every
@@ -71,7 +71,7 @@ def sides_of(size: Size) -> dict[str, dict[str, Any]]:
     sides: dict[str, dict[str, Any]] = {BEFORE: {}, LATEST: {}}
     sides |= {f"H={rows}": {"hot_rows": rows} for rows in size.hot_rows}
     sides |= {name: {"exchange_precision": name} for name in ("bf16", "fp16")}
-    sides["ahead"] = {"prefetch_ids": True}
+    sides |= {"ahead": {"prefetch_ids": True}, "rows": {"prefetch_rows": True}}
     return sides
 
 
@@ -107,13 +107,15 @@ def make_batches(size: Size, alpha: float, rank: int, number: int) -> list[dict[
     return batches
 
 
-def step(tables: EmbeddingTables, batches: list[dict[str, Request]], ahead: bool) -> None:
-    """Two steps; the second one's row numbers may go ahead of the first one's backward."""
+def step(tables: EmbeddingTables, batches: list[dict[str, Request]], side: str) -> None:
+    """Two steps; what the second one needs may go ahead of the first one's backward."""
     asked = None
     for number, batch in enumerate(batches):
         rows = tables(batch, asked)
         loss = torch.stack([(part - 0.01).square().sum() for part in rows.values()]).sum()
-        asked = tables.ask(batches[number + 1]) if ahead and number + 1 < len(batches) else None
+        asked = None
+        if side in ("ahead", "rows") and number + 1 < len(batches):
+            asked = tables.ask(batches[number + 1], with_rows=side == "rows")
         loss.backward()
 
 
@@ -127,13 +129,13 @@ def measure(size: Size, alpha: float, rounds: int, collectives: Collectives) -> 
         for side in list(sides) if number % 2 else reversed(list(sides)):
             collectives.barrier("turn")
             began = time.perf_counter()
-            step(sides[side], pair, ahead=side == "ahead")
+            step(sides[side], pair, side)
             # the first round pays for memory that the later ones find
             if number:
                 milliseconds[side].append((time.perf_counter() - began) / 2 * 1000)
     found = {}
     for side, tables in sides.items():
-        exact = all(name not in side for name in ("bf16", "fp16"))
+        exact = side not in ("bf16", "fp16", "rows")
         found[side] = {
             "ms": milliseconds[side],
             "bytes": tables.exchanged_bytes / len(batches),

@@ -82,6 +82,11 @@ class ShardingConfig(Section):
     1 +- 2^-8. Replicated rows and dense sums stay fp32."""
     prefetch_ids: bool = False
     """Send the row numbers of the next batch while this one is computed. Exact."""
+    prefetch_rows: bool = False
+    """Send the rows of the next batch, too, before this one has updated them: not exact. A step
+    computes with the rows of one update ago, and updates the present ones. The first step of an
+    epoch and those after a validation or a checkpoint have present rows. The same on any number of
+    ranks, bit-equal when resumed. Off, as it is not exact; benchmarks/exchange.py measures it."""
     optimizer: Literal["rowwise_adagrad", "adagrad", "sgd"] = "rowwise_adagrad"
     """Fused into the backward pass, exact: rows used twice in a batch are updated once."""
     learning_rate: float = Field(default=0.1, gt=0)

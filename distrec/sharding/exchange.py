@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import torch
@@ -54,10 +54,12 @@ class Asked:
     Args:
         route: Of this rank.
         wait: Gives the questions; raises DataError on every rank where any rank has a bad id.
+        fetch: Gives the rows, where those are on their way too.
     """
 
     route: Route
     wait: Callable[[], Questions]
+    fetch: Callable[[], Fetched] | None = None
 
 
 Update = Callable[[], tuple[Tensor | None, Tensor]]
@@ -70,10 +72,11 @@ class Fetched:
     Args:
         rows: For each group the distinct rows of this rank: float32, (U_g, D_g).
         answers: For each spread group what its owner looked up; their backward pass updates it.
+            None for rows that were fetched ahead.
     """
 
     rows: list[Tensor]
-    answers: list[Tensor]
+    answers: list[Tensor | None]
 
 
 @dataclass
@@ -163,26 +166,47 @@ class Exchange:
         plans = (place.plan for place in self.layout.places.values() if place.number == number)
         return next(plans)
 
-    def fetch(self, asked: Asked, questions: Questions, trains: bool) -> Fetched:
-        """Rows of every group, and the look-ups of what this rank answered, for backward."""
-        groups, route = self.layout.groups, asked.route
+    def fetch_ahead(self, asked: Asked) -> Asked:
+        """Wait for the questions and send the rows as they are now; returns then."""
+        questions = asked.wait()
+        fetch = self.fetch(asked.route, questions, trains=False, suffix=" of the next look-up")
+        return replace(asked, wait=lambda: questions, fetch=fetch)
+
+    def fetch(
+        self, route: Route, questions: Questions, trains: bool, suffix: str = ""
+    ) -> Callable[[], Fetched]:
+        """Look up and send the rows of every group.
+
+        Args:
+            route: Of this rank.
+            questions: Of all ranks.
+            trains: Whether a backward pass through what this rank answered is to update it.
+            suffix: Of the exchanges' names, other than that of a look-up that is under way.
+        """
+        groups = self.layout.groups
         fetched: dict[int, Tensor] = {}
-        answers, waits = [], {}
+        answers: list[Tensor] = []
+        waits = {}
         for number, rows, counts in zip(
             self.layout.spread, questions.rows, questions.counts, strict=True
         ):
             with torch.set_grad_enabled(trains):
                 answers.append(self.kernels[number].lookup(rows))
             packed = wire.pack_rows(answers[-1].detach(), self.precision)
-            name = f"rows of width {groups[number].embedding_dim}"
+            name = f"rows of width {groups[number].embedding_dim}{suffix}"
             waits[number] = self.alltoall(packed, counts, name)
         with torch.no_grad():
             for number, group in enumerate(groups):
                 if group.kind != "spread":
                     fetched[number] = self.kernels[number].lookup(route.rows[number])
-        for number, wait in waits.items():
-            fetched[number] = wire.unpack_rows(wait()[0])
-        return Fetched([fetched[number] for number in range(len(groups))], answers)
+
+        def wait_all() -> Fetched:
+            for number, wait in waits.items():
+                fetched[number] = wire.unpack_rows(wait()[0])
+            rows = [fetched[number] for number in range(len(groups))]
+            return Fetched(rows, [*answers] if trains else [None] * len(answers))
+
+        return wait_all
 
     def send_gradient(self, number: int, gradient: Tensor, route: Route, hot_count: int) -> Update:
         """Start bringing a group's gradient, (U_g, D), to all who keep its rows.
@@ -261,7 +285,7 @@ class FetchRows(torch.autograd.Function):
             trains: Whether a backward pass may follow.
         """
         questions = asked.wait()
-        fetched = exchange.fetch(asked, questions, trains)
+        fetched = (asked.fetch or exchange.fetch(asked.route, questions, trains))()
         ctx.exchange, ctx.route, ctx.questions = exchange, asked.route, questions
         ctx.answers = fetched.answers
         results = []
@@ -283,11 +307,16 @@ class FetchRows(torch.autograd.Function):
             for number, part in zip(numbers, parts, strict=True):
                 hot_count = hot_counts.get(number, 0)
                 updates.append(exchange.send_gradient(number, part, route, hot_count))
-        answers = iter(ctx.answers)
+        answers = zip(ctx.answers, questions.rows, strict=True)
         for number, update in enumerate(updates):
             rows, gradient = update()
             if layout.groups[number].kind == "spread":
-                next(answers).backward(gradient)
+                answer, asked_for = next(answers)
+                if answer is None:
+                    # fetched ahead: what is updated, and at which rate, is known by now
+                    with torch.enable_grad():
+                        answer = exchange.kernels[number].lookup(asked_for)
+                answer.backward(gradient)
             elif rows is None:
                 exchange.kernels[number].update_all(gradient)
             else:

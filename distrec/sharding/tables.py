@@ -75,7 +75,7 @@ class EmbeddingTables(nn.Module):
         """Bytes that this rank has sent to the others for look-ups and their gradients so far."""
         return self._exchange.sent_bytes
 
-    def ask(self, requests: Mapping[str, Request]) -> Asked:
+    def ask(self, requests: Mapping[str, Request], with_rows: bool = False) -> Asked:
         """Send the row numbers of a look-up ahead; `forward` takes the rest of it up.
 
         Collective, and returns at once. One look-up may be ahead at a time; others may come between
@@ -84,11 +84,16 @@ class EmbeddingTables(nn.Module):
 
         Args:
             requests: As for `forward`.
+            with_rows: Wait for the row numbers of all ranks, and send the rows ahead, too, as they
+                are now: an update before `forward` is not seen by it, but by its own update. Such a
+                look-up must be made.
 
         Raises:
             ConfigError: There is no such table.
+            DataError: As `forward`; with rows only.
         """
-        return self._ask(requests, "row numbers of the next look-up")
+        asked = self._ask(requests, "row numbers of the next look-up")
+        return self._exchange.fetch_ahead(asked) if with_rows else asked
 
     def _ask(self, requests: Mapping[str, Request], name: str) -> Asked:
         for request in requests.values():

@@ -36,6 +36,11 @@ def resume_hash(config: Config) -> str:
             free += ("warm_start",)
         if name == "train" and config.train.decay == "none":
             free += END_KEYS
+        if name == "train" and config.sharding.prefetch_rows:
+            # after a checkpoint rows are looked up anew
+            free = tuple(key for key in free if key != "checkpoint_every_steps")
+        if name == "sharding" and not config.sharding.prefetch_rows:
+            free += ("prefetch_rows",)
         if name == "sharding" and config.sharding.exchange_precision == "fp32":
             # computes what a run did before there was this key
             free += ("exchange_precision",)

@@ -213,17 +213,25 @@ class _Loop:
 
     def _step(self, batches: Iterator[Batch], epoch: int, place: str, is_epoch_end: bool) -> int:
         if self._ahead is None:
-            self._ahead = self._prepare(batches, self.global_step, place, ahead=False)
+            self._ahead = self._prepare(batches, self.global_step, place)
         prepared, waited = self._ahead
         self._ahead = None
 
         def prepare_next() -> None:
-            self._ahead = self._prepare(batches, self.global_step + 1, f"{place}, next", ahead=True)
+            next_place = f"{place}, next"
+            self._ahead = self._prepare(
+                batches, self.global_step + 1, next_place, ahead=True, with_rows=with_rows
+            )
             self.beat(place)
 
         self.beat(place)
         is_last = is_epoch_end or self.global_step + 1 == self.run.total_steps
-        prefetches = self.run.config.sharding.prefetch_ids and not is_last
+        sharding = self.run.config.sharding
+        prefetches = (sharding.prefetch_ids or sharding.prefetch_rows) and not is_last
+        # what is saved goes on with the rows that are saved, resumed or not
+        with_rows = sharding.prefetch_rows and not any(
+            self._due(self.global_step + 1, is_epoch_end)
+        )
         result = train_step(
             self.run, prepared, self.global_step, place,
             prepare_next if prefetches else lambda: None,
@@ -233,14 +241,19 @@ class _Loop:
         return result.num_rows
 
     def _prepare(
-        self, batches: Iterator[Batch], global_step: int, place: str, ahead: bool
+        self,
+        batches: Iterator[Batch],
+        global_step: int,
+        place: str,
+        ahead: bool = False,
+        with_rows: bool = False,
     ) -> tuple[PreparedBatch, float]:
         """A step's batch, and how long it was waited for."""
         self.beat(f"{place}: waiting for its batch")
         started = time.monotonic()
         batch = next(batches)
         waited = time.monotonic() - started
-        return prepare_batch(self.run, batch, global_step, ahead), waited
+        return prepare_batch(self.run, batch, global_step, ahead, with_rows), waited
 
     def _drop_ahead(self) -> None:
         """Take up what was sent ahead for a step that is not made, on every rank."""
@@ -260,11 +273,7 @@ class _Loop:
 
     def _after_step(self, place: str, is_epoch_end: bool) -> None:
         """Validate and save where it is due."""
-        step, config = self.global_step, self.train_config
-        is_last = step == self.run.total_steps
-        every, often = config.evaluate_every_steps, config.checkpoint_every_steps
-        due = is_last or (step % every == 0 if every else is_epoch_end)
-        save_due = is_last or (step % often == 0 if often else due)
+        due, save_due = self._due(self.global_step, is_epoch_end)
         if not (due or save_due):
             return
         check_state(self.run, place)
@@ -276,6 +285,14 @@ class _Loop:
         if save_due or is_best or self.stopping.should_stop:
             self._save(metrics, is_best)
         self.progress.restart_clock()
+
+    def _due(self, step: int, is_epoch_end: bool) -> tuple[bool, bool]:
+        """Whether a validation follows a step, and whether a checkpoint does anyway."""
+        config = self.train_config
+        is_last = step == self.run.total_steps
+        every, often = config.evaluate_every_steps, config.checkpoint_every_steps
+        due = is_last or (step % every == 0 if every else is_epoch_end)
+        return due, is_last or (step % often == 0 if often else due)
 
     def _validate(self, place: str) -> tuple[dict[str, float], bool]:
         phase = f"validation after {place}"

@@ -60,7 +60,9 @@ class PreparedBatch:
     random_states: tuple[Tensor, ...] = ()
 
 
-def prepare_batch(run: Run, batch: Batch, global_step: int, ahead: bool = False) -> PreparedBatch:
+def prepare_batch(
+    run: Run, batch: Batch, global_step: int, ahead: bool = False, with_rows: bool = False
+) -> PreparedBatch:
     """Draw what a step needs; with `ahead`, which is collective, send its row numbers already.
 
     Args:
@@ -68,6 +70,7 @@ def prepare_batch(run: Run, batch: Batch, global_step: int, ahead: bool = False)
         batch: This rank's examples, perhaps none.
         global_step: Updates done before the step.
         ahead: Whether another step is still being computed.
+        with_rows: Send the rows as well, see `EmbeddingTables.ask`.
     """
     collectives = run.collectives
     torch.manual_seed(step_seed(run.config.seed, global_step, collectives.world.rank))
@@ -76,7 +79,7 @@ def prepare_batch(run: Run, batch: Batch, global_step: int, ahead: bool = False)
     if not ahead:
         return PreparedBatch(batch, requests)
     return PreparedBatch(
-        batch, requests, run.tables.ask(requests), _random_states(collectives.device)
+        batch, requests, run.tables.ask(requests, with_rows), _random_states(collectives.device)
     )
 
 

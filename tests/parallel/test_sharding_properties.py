@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -40,6 +40,7 @@ TOLERANCE = 1e-6
 # stands for 1 / batch; a larger one makes SGD swing further and further on rows that many ids share
 SHARE = 0.05
 OPTIMIZERS = ("rowwise_adagrad", "adagrad", "sgd")
+AHEAD = ("nothing", "ids", "rows")
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,13 @@ class Table:
 class Case:
     """bags[step][rank][request][example] is a list of ids; the last request is for table 0 again.
 
-    `wide_ids` sends row numbers as int64, as the largest tables do.
+    `ahead` is what is sent ahead of a step, `wide_ids` sends row numbers as int64, as the largest
+    tables do.
     """
 
     tables: list[Table]
     optimizer: str
-    prefetch: bool
+    ahead: str
     wide_ids: bool
     bags: list[list[list[list[list[int]]]]]
 
@@ -83,8 +85,8 @@ def compressions(draw: st.DrawFn, size: int, kind: str) -> dict[str, Any]:
 
 
 @st.composite
-def cases(draw: st.DrawFn, world_size: int) -> Case:
-    prefetch, wide_ids = draw(st.booleans()), draw(st.booleans())
+def cases(draw: st.DrawFn, world_size: int, ahead: str) -> Case:
+    wide_ids = draw(st.booleans())
     tables = []
     for _ in range(draw(st.integers(1, 4))):
         kind = draw(st.sampled_from(["a row an id", "a row an id", "hash", "sum", "product"]))
@@ -126,7 +128,7 @@ def cases(draw: st.DrawFn, world_size: int) -> Case:
             )
         steps.append(ranks)
     optimizer = draw(st.sampled_from(OPTIMIZERS))
-    return Case(tables, optimizer, prefetch, wide_ids, steps)
+    return Case(tables, optimizer, ahead, wide_ids, steps)
 
 
 def specs_of(case: Case) -> list[TableSpec]:
@@ -183,6 +185,11 @@ def plain_vectors(plan: TablePlan, weight: Tensor) -> Tensor:
     return rows[:, 0] + rows[:, 0] * rows[:, 1]
 
 
+def learning_rate(step: int) -> float:
+    """Another one for every step."""
+    return LEARNING_RATE * (1 + step)
+
+
 def reference(case: Case) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
     """By plain torch on the whole batch: what each step looks up, and the last weights.
 
@@ -196,25 +203,30 @@ def reference(case: Case) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
         weights.append(nn.Parameter(torch.from_numpy(first)))
     moments = [torch.zeros_like(weight) for weight in weights]
     seen = []
-    for step in case.bags:
+    # what the next step looks up
+    looked_up = weights
+    for number, step in enumerate(case.bags):
         requests = requests_of(case, global_bags(step))
         rows = {
-            key: plain_bag(plain_vectors(plans[r.table], weights[int(r.table[1:])]), r)
+            key: plain_bag(plain_vectors(plans[r.table], looked_up[int(r.table[1:])]), r)
             for key, r in requests.items()
         }
         seen.append({key: value.detach().clone() for key, value in rows.items()})
-        for weight in weights:
+        for weight in looked_up:
             weight.grad = torch.zeros_like(weight)
         loss_of(rows).backward()
+        gradients = [weight.grad for weight in looked_up]
+        if case.ahead == "rows":
+            looked_up = [nn.Parameter(weight.detach().clone()) for weight in weights]
         with torch.no_grad():
-            for weight, moment in zip(weights, moments, strict=True):
-                assert weight.grad is not None
-                squared = weight.grad.square()
+            for weight, gradient, moment in zip(weights, gradients, moments, strict=True):
+                assert gradient is not None
+                squared = gradient.square()
                 moment += (
                     squared if case.optimizer == "adagrad" else squared.mean(dim=1, keepdim=True)
                 )
                 divisor = 1.0 if case.optimizer == "sgd" else moment.sqrt() + EPS
-                weight -= LEARNING_RATE * weight.grad / divisor
+                weight -= learning_rate(number) * gradient / divisor
     return seen, [weight.detach() for weight in weights]
 
 
@@ -228,14 +240,15 @@ def make_tables(case: Case, collectives: Collectives, hot: bool = True) -> Embed
 
 
 def steps_of(case: Case, tables: EmbeddingTables, rank: int) -> Iterator[dict[str, Tensor]]:
-    """Look-up and update, step by step, with or without the next row numbers sent ahead."""
+    """Look-up and update, step by step, with what the example sends ahead."""
     own = [requests_of(case, step[rank]) for step in case.bags]
     asked = None
     for number, requests in enumerate(own):
+        tables.set_learning_rate(learning_rate(number))
         rows = tables(requests, asked)
         asked = None
-        if case.prefetch and number + 1 < len(own):
-            asked = tables.ask(own[number + 1])
+        if case.ahead != "nothing" and number + 1 < len(own):
+            asked = tables.ask(own[number + 1], with_rows=case.ahead == "rows")
         yield {key: value.detach().clone() for key, value in rows.items()}
         loss_of(rows).backward()
         with torch.no_grad():
@@ -278,22 +291,18 @@ def digest(case: Case) -> str:
 
 def check_cases(collectives: Collectives) -> dict[str, int]:
     """How many examples there were, and of what kinds."""
-    kinds = ("examples", "prefetch", "hot", "idle rank", "small", "hash", "sum", "product")
+    kinds = ("examples", "ids", "rows", "hot", "idle rank", "small", "hash", "sum", "product")
     counts = dict.fromkeys(kinds, 0)
     world_size = collectives.world.world_size
 
-    @settings(
-        max_examples=NUM_EXAMPLES, derandomize=True, database=None, deadline=None,
-        phases=[Phase.generate], suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
-    @given(cases(world_size))
     def check(case: Case) -> None:
         answers = collectives.gather_objects([digest(case), differences(case, collectives)], "test")
         assert all(answer[0] == digest(case) for answer in answers), "ranks drew other examples"
         wrong = {rank: answer[1] for rank, answer in enumerate(answers) if answer[1]}
         assert not wrong, f"{case}: {wrong}"
         counts["examples"] += 1
-        counts["prefetch"] += case.prefetch and len(case.bags) > 1
+        if len(case.bags) > 1 and case.ahead != "nothing":
+            counts[case.ahead] += 1
         counts["hot"] += any(
             t.placement == "row_wise" and 0 < t.hot_rows < t.num_embeddings for t in case.tables
         )
@@ -302,7 +311,12 @@ def check_cases(collectives: Collectives) -> dict[str, int]:
         for key, kind in (("method", "hash"), ("operation", "sum"), ("operation", "product")):
             counts[kind] += any(t.compress and t.compress.get(key) == kind for t in case.tables)
 
-    check()
+    for number, ahead in enumerate(AHEAD):
+        examples = settings(
+            max_examples=NUM_EXAMPLES // len(AHEAD), database=None, deadline=None,
+            phases=[Phase.generate], suppress_health_check=list(HealthCheck),
+        )  # fmt: skip
+        examples(seed(number)(given(cases(world_size, ahead))(check)))()
     return counts
 
 
@@ -348,9 +362,10 @@ def wrong_ids(collectives: Collectives) -> list[str]:
             tables._exchange.layout.id_dtype = dtype
             last = world.rank == world.world_size - 1
             requests = request_of("big", [7, 3, wrong] if last else [1])
-            for ahead in (False, True):
+            for ahead in ("nothing", "ids", "rows"):
                 try:
-                    tables(requests, tables.ask(requests) if ahead else None)
+                    asked = tables.ask(requests, ahead == "rows") if ahead != "nothing" else None
+                    tables(requests, asked)
                 except DataError as error:
                     messages.append(str(error))
             good = tables(request_of("big", [0, 49]))["x"]
@@ -477,7 +492,7 @@ def test_ranks_equal_plain_torch_on_anything(answers: list[dict[str, Any]]) -> N
     assert all(answer["cases"] == counts for answer in answers)
     assert counts["examples"] == NUM_EXAMPLES
     # the examples are of all kinds
-    kinds = ("prefetch", "hot", "idle rank", "hash", "sum", "product")
+    kinds = ("ids", "rows", "hot", "idle rank", "hash", "sum", "product")
     assert min(counts[kind] for kind in kinds) >= NUM_EXAMPLES / 10
     assert (counts["small"] > 0) == (len(answers) > 1)
 
@@ -501,7 +516,7 @@ def test_bad_ids_are_named_on_every_rank(answers: list[dict[str, Any]]) -> None:
         f"ids of table 'big' lie in [0, 50). Received: id {wrong} at position 2 (example 2 of the "
         f"batch) on rank {last}. The tables and the data have different vocabularies"
         for wrong in (50, -1, 2**40 + 5, -(2**62))
-        for _ in range(4)
+        for _ in range(2 * 3)
     ]
     for answer in answers:
         assert len(answer["messages"]) == len(expected)

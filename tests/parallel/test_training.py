@@ -25,7 +25,8 @@ from tests.parallel.harness import run_ranks
 from tests.training import losses, make_config
 
 NUM_STEPS = 50
-KINDS = ("softmax", "sampled_softmax")
+# the last computes with rows of one update ago
+KINDS = ("softmax", "sampled_softmax", "stale")
 # every tower, on rows that are windows
 WINDOWS = "windows"
 
@@ -33,7 +34,7 @@ WINDOWS = "windows"
 def curve_config(directory: Path, kind: str) -> Config:
     """Adam and Adagrad do not see the scale of the gradients, which plain SGD does."""
     keys: dict[str, dict[str, Any]] = {
-        "loss": {"kind": kind, "num_negatives": 16},
+        "loss": {"kind": "softmax" if kind == "stale" else kind, "num_negatives": 16},
         "train": {"max_epochs": 9, "max_steps": NUM_STEPS, "evaluate_every_steps": NUM_STEPS},
     }
     if kind == "sampled_softmax":
@@ -45,6 +46,8 @@ def curve_config(directory: Path, kind: str) -> Config:
         # five steps an epoch
         keys["train"] |= {"global_batch_size": 24, "max_epochs": 10}
         return make_config(directory / kind, keys, train_rows="windows")
+    if kind == "stale":
+        keys["sharding"] = {"prefetch_rows": True}
     return make_config(directory / kind, keys)
 
 
@@ -57,7 +60,7 @@ def measure(config: Config, collectives: Collectives, path: Path) -> dict[str, f
 
 
 def body(collectives: Collectives, directory: str, two_ranks: str) -> dict[str, Any]:
-    """Train both losses from one dataset; then measure what two ranks have saved."""
+    """Train all kinds from one dataset; then measure what two ranks have saved."""
     answers: dict[str, Any] = {}
     for kind in (*KINDS, WINDOWS):
         config = curve_config(Path(directory), kind)
@@ -87,12 +90,14 @@ def vector_difference(config: Config, collectives: Collectives) -> float:
 def resume_body(collectives: Collectives, directory: str, two_ranks: str) -> dict[str, Any]:
     """On two ranks: never stopped, and stopped in mid-epoch; then as `body`."""
     answers = body(collectives, directory, two_ranks)
+    for name, sharding in (("resume", {}), ("resume_stale", {"prefetch_rows": True})):
+        config = resume_config(Path(directory), name, sharding)
+        train(config, collectives)
+        whole = hashes(config, 8)
+        keep_first(config, collectives)
+        steps = train(config, collectives).steps
+        answers[name] = {"whole": whole, "steps": steps, "resumed": hashes(config, 8)}
     config = resume_config(Path(directory), "resume")
-    train(config, collectives)
-    answers["whole"] = hashes(config, 8)
-    keep_first(config, collectives)
-    answers["resumed_steps"] = train(config, collectives).steps
-    answers["resumed"] = hashes(config, 8)
     # validations that draw, between sending row numbers and looking them up
     often = {"evaluate_every_steps": 1}
     ahead = resume_config(Path(directory), "ahead", {"prefetch_ids": True}, often)
@@ -190,7 +195,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str
         for kind in (*KINDS, WINDOWS):
             # once and before the ranks, which would write it at the same time
             curve_config(directory, kind)
-        for name in ("resume", "ahead", "hot", "chosen", "still"):
+        for name in ("resume", "resume_stale", "ahead", "hot", "chosen", "still"):
             make_config(directory / name)
         name = "resume_body" if num_ranks == 2 else "body"
         found[num_ranks] = run_ranks(
@@ -231,16 +236,27 @@ def test_scoring_gives_the_vectors_of_training(answers: dict[int, list[dict[str,
 
 
 def test_two_ranks_resume_bit_for_bit(answers: dict[int, list[dict[str, Any]]]) -> None:
+    for name in ("resume", "resume_stale"):
+        found = answers[2][0][name]
+        assert found["steps"] == 8
+        assert found["resumed"] == found["whole"]
+        shards = [name for name in found["whole"] if name.startswith("tables/user/")]
+        assert shards == [f"tables/user/shard-{k:05d}-of-00002.safetensors" for k in (1, 2)]
+
+
+def test_rows_of_one_update_ago_are_other_rows(answers: dict[int, list[dict[str, Any]]]) -> None:
     first = answers[2][0]
-    assert first["resumed_steps"] == 8
-    assert first["resumed"] == first["whole"]
-    shards = [name for name in first["whole"] if name.startswith("tables/user/")]
-    assert shards == [f"tables/user/shard-{k:05d}-of-00002.safetensors" for k in (1, 2)]
+    assert first["resume_stale"]["whole"] != first["resume"]["whole"]
+    stale, exact = first["stale"]["losses"], first["softmax"]["losses"]
+    # the second step is the first whose rows went ahead, and nothing was learned before the first
+    assert stale[0] == exact[0]
+    assert stale[1] != exact[1]
+    assert stale[-1] == pytest.approx(exact[-1], abs=0.05)
 
 
 def test_row_numbers_sent_ahead_change_no_bit(answers: dict[int, list[dict[str, Any]]]) -> None:
     first = answers[2][0]
-    assert first["ahead"] == first["whole"]
+    assert first["ahead"] == first["resume"]["whole"]
     # one step to compare with, and one without an improvement
     assert all(answer["still"] == [2, True] for answer in answers[2])
 

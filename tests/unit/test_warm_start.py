@@ -81,6 +81,14 @@ def test_a_key_that_is_not_set_does_not_change_the_identity_of_a_run(tmp_path: P
     assert resume_hash(config) != resume_hash(config.model_copy(update={"train": other}))
 
 
+def test_when_rows_are_saved_counts_where_they_are_looked_up_ahead(tmp_path: Path) -> None:
+    often = {"train": {"checkpoint_every_steps": 2}}
+    assert resume_hash(make_config(tmp_path)) == resume_hash(make_config(tmp_path, often))
+    ahead = {"sharding": {"prefetch_rows": True}}
+    hashes = {resume_hash(make_config(tmp_path, keys)) for keys in ({}, ahead, ahead | often)}
+    assert len(hashes) == 3
+
+
 def test_what_is_refused(old: Config, tmp_path: Path) -> None:
     directory = grown(old, tmp_path / "new")
     checkpoints = old.checkpoint_directory

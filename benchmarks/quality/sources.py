@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,19 @@ def _rows(name: str, data: Path) -> Iterator[str]:
             user, *items = line.split()
             yield from (f"{user}\t{item}\t{place}" for place, item in enumerate(items))
         return
-    with gzip.open(data / "ml-1m" / "ratings.dat.gz", "rt") as ratings:
-        for line in ratings:
+    yield from _movielens(data / "ml-1m" / "ratings.dat.gz")
+
+
+def _movielens(path: Path) -> Iterator[str]:
+    """Every rating is an event. Most of a user's share their second with others: they keep the
+    order of the file, and each is put at least a second after the one before it."""
+    ratings: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+    with gzip.open(path, "rt") as lines:
+        for place, line in enumerate(lines):
             user, item, _, time = line.rstrip().split("::")
-            yield f"{user}\t{item}\t{time}"
+            ratings[user].append((int(time), place, item))
+    for user, rated in ratings.items():
+        latest = 0
+        for time, _, item in sorted(rated):
+            latest = max(time, latest + 1)
+            yield f"{user}\t{item}\t{latest}"

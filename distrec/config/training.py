@@ -9,6 +9,8 @@ from pydantic import Field, field_validator, model_validator
 
 from distrec.config.section import Section
 
+NegativesSource = Literal["popularity", "uniform", "in_batch", "mixed"]
+
 
 class ReaderConfig(Section):
     """Parquet to batches."""
@@ -178,18 +180,28 @@ class ModelConfig(Section):
 class LossConfig(Section):
     """What is minimised."""
 
-    kind: Literal["auto", "softmax", "sampled_softmax", "binary"] = "auto"
-    """softmax over the whole catalogue; sampled_softmax with logQ correction; binary
+    kind: Literal["auto", "softmax", "sampled_softmax", "sampled_binary", "bpr", "binary"] = "auto"
+    """softmax over the whole catalogue; sampled_softmax with logQ correction; sampled_binary
+    cross-entropy of positives and sampled negatives; bpr: positives above sampled negatives; binary
     cross-entropy on label. auto: binary when the data has labels, else softmax up to
     full_softmax_items items, else sampled_softmax."""
     full_softmax_items: int = Field(default=20_000, ge=1)
     """auto: largest catalogue for the full softmax."""
+    negatives: NegativesSource = "popularity"
+    """Of the sampled losses; all examples of a global batch share them. popularity: num_negatives
+    draws in proportion to (count + 1) ** sampling_power; uniform: num_negatives even draws;
+    in_batch: the targets of all examples; mixed: those and num_negatives even draws.
+    sampled_softmax is corrected for what is drawn more often, the others are not."""
     num_negatives: int = Field(default=4096, ge=1)
-    """sampled_softmax: items drawn a step, shared by the global batch."""
+    """Items drawn a step."""
     sampling_power: float = Field(default=0.75, ge=0, le=1)
-    """sampled_softmax: items are drawn in proportion to (count + 1) ** sampling_power."""
+    """popularity: items are drawn in proportion to (count + 1) ** sampling_power."""
+    calibration: float = Field(default=0.75, ge=0, le=1)
+    """sampled_binary: t of gSASRec. 0 is plain cross-entropy, which makes probabilities too high; 1
+    gives those of training on all negatives."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """softmax: share of the target spread over the catalogue."""
+    """softmax: share of the target spread over the catalogue; binary: how far labels move towards
+    one half."""
     l2: float = Field(default=1e-5, ge=0)
     """Weight of the squared norm of the embeddings that an example uses."""
 

@@ -1,7 +1,15 @@
 """The unified model and what it is trained on."""
 
-from distrec.model.objective import Objective, resolve_loss_kind
+from distrec.model.objective import RELATIVE, SAMPLED, Objective, resolve_loss_kind
 from distrec.model.spec import ModelSpec
 from distrec.model.unified import UnifiedModel, vocabulary_of
 
-__all__ = ["ModelSpec", "Objective", "UnifiedModel", "resolve_loss_kind", "vocabulary_of"]
+__all__ = [
+    "RELATIVE",
+    "SAMPLED",
+    "ModelSpec",
+    "Objective",
+    "UnifiedModel",
+    "resolve_loss_kind",
+    "vocabulary_of",
+]

@@ -1,7 +1,8 @@
-"""The losses as pure functions of scores, one value an example; the full softmax of vectors."""
+"""The losses: of scores, one value an example; of vectors, their sum, in blocks of users."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 SCORES_PER_BLOCK = 1 << 21
-"""softmax_loss_sum: scores held at once, 8 MiB."""
+"""Scores of users and items held at once, 8 MiB."""
 
 
 def softmax_loss_sum(
@@ -79,6 +80,85 @@ class _SoftmaxLossSum(torch.autograd.Function):
         return of_users.mul_(gradient), of_items.mul_(gradient), None, None, None
 
 
+def sampled_loss_sum(
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+    users: Tensor,
+    items: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    weights: Tensor,
+) -> Tensor:
+    """Weighted sum of a loss of each user's positive beside negatives that all users share.
+
+    As in `softmax_loss_sum` the scores never exist at once. It is differentiable once, by users and
+    items.
+
+    Args:
+        loss: Of positive scores (b,), negative scores (b, S) and which of the latter are the
+            positive's own, bool (b, S): one value a user, (b,).
+        users: float32, (B, W).
+        items: float32, (M, W).
+        positives: int64, (B,), rows of items.
+        negatives: int64, (S,), rows of items, distinct.
+        weights: float32, (B,).
+
+    Returns:
+        float32 scalar.
+    """
+
+    def block_loss(block: Tensor, wanted: Tensor, others: Tensor, part: slice) -> Tensor:
+        is_positive = positives[part].unsqueeze(1) == negatives
+        return (
+            weights[part] * loss((block * wanted).sum(dim=1), block @ others.T, is_positive)
+        ).sum()
+
+    rows = max(1, SCORES_PER_BLOCK // max(len(negatives), 1))
+    total: Tensor = _SumOfBlocks.apply(block_loss, rows, users, items[positives], items[negatives])
+    return total
+
+
+class _SumOfBlocks(torch.autograd.Function):
+    """Makes the gradients of each block with it, and keeps nothing else of it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        block_loss: Callable[[Tensor, Tensor, Tensor, slice], Tensor],
+        rows: int,
+        users: Tensor,
+        wanted: Tensor,
+        others: Tensor,
+    ) -> Tensor:
+        total = users.new_zeros(())
+        gradients = tuple(torch.zeros_like(tensor) for tensor in (users, wanted, others))
+        for start in range(0, len(users), rows):
+            part = slice(start, start + rows)
+            own = [
+                tensor.detach().requires_grad_() for tensor in (users[part], wanted[part], others)
+            ]
+            with torch.enable_grad():
+                loss = block_loss(own[0], own[1], own[2], part)
+            total += loss.detach()
+            if any(ctx.needs_input_grad):
+                of_users, of_wanted, of_others = torch.autograd.grad(loss, own)
+                gradients[0][part], gradients[1][part] = of_users, of_wanted
+                gradients[2].add_(of_others)
+        ctx.gradients = gradients
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor, Tensor, Tensor]:
+        of_users, of_wanted, of_others = ctx.gradients
+        return (
+            None,
+            None,
+            of_users.mul_(gradient),
+            of_wanted.mul_(gradient),
+            of_others.mul_(gradient),
+        )
+
+
 def sampled_softmax_loss(
     positive_scores: Tensor, negative_scores: Tensor, log_weights: Tensor, is_positive: Tensor
 ) -> Tensor:
@@ -105,6 +185,61 @@ def sampled_softmax_loss(
     corrected = (negative_scores + log_weights).masked_fill(is_positive, -torch.inf)
     scores = torch.cat([positive_scores.unsqueeze(1), corrected], dim=1)
     return torch.logsumexp(scores, dim=1) - positive_scores
+
+
+def sampled_binary_loss(
+    positive_scores: Tensor,
+    negative_scores: Tensor,
+    times: Tensor,
+    is_positive: Tensor,
+    beta: float = 1.0,
+) -> Tensor:
+    """Binary cross-entropies of each example's positive and a sample of the other items: (B,).
+
+    The positive's probability is sigmoid(score) ** beta, which takes back what leaving out most
+    negatives does to probabilities. They are added up, where the source takes their mean: so a
+    positive counts as much beside L2, however many negatives there are.
+
+    Args:
+        positive_scores: float32, (B,).
+        negative_scores: float32, (B, S).
+        times: float32, (S,): how often each negative was drawn.
+        is_positive: bool, (B, S): an accidental hit, which is left out.
+        beta: See `calibration_exponent`.
+
+    Source: Petrov and Macdonald 2023, arXiv:2308.07192 (gSASRec).
+    """
+    counts = times.expand_as(negative_scores).masked_fill(is_positive, 0.0)
+    negative = (counts * functional.softplus(negative_scores)).sum(dim=1)
+    return beta * functional.softplus(-positive_scores) + negative
+
+
+def calibration_exponent(num_negatives: float, num_items: int, t: float) -> float:
+    """The beta of `sampled_binary_loss`: 1 at t = 0; the sampling rate at t = 1.
+
+    Args:
+        num_negatives: Of each positive.
+        num_items: From which they are drawn, the positive among them.
+        t: In [0, 1]; at 1 probabilities are those of training on all negatives.
+
+    Source: Petrov and Macdonald 2023, arXiv:2308.07192.
+    """
+    rate = min(1.0, num_negatives / max(num_items - 1, 1))
+    return 1.0 - t * (1.0 - rate)
+
+
+def pairwise_loss(
+    positive_scores: Tensor, negative_scores: Tensor, times: Tensor, is_positive: Tensor
+) -> Tensor:
+    """Mean over the negatives of -log sigmoid(positive score - negative score): float32, (B,).
+
+    Arguments as of `sampled_binary_loss`. Without a negative it is zero.
+
+    Source: Rendle et al. 2009, arXiv:1205.2618 (BPR).
+    """
+    counts = times.expand_as(negative_scores).masked_fill(is_positive, 0.0)
+    losses = functional.softplus(negative_scores - positive_scores.unsqueeze(1))
+    return (counts * losses).sum(dim=1) / counts.sum(dim=1).clamp(min=1.0)
 
 
 def binary_loss(scores: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:

@@ -6,7 +6,7 @@ weights over all ranks, so that N ranks compute what one computes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,14 +18,26 @@ from distrec.columns import FIRST_INDEX
 from distrec.config import LossConfig
 from distrec.dataset import TrainRows
 from distrec.errors import ConfigError, DataError
-from distrec.model.losses import binary_loss, sampled_softmax_loss, softmax_loss_sum
+from distrec.model.losses import (
+    binary_loss,
+    calibration_exponent,
+    pairwise_loss,
+    sampled_binary_loss,
+    sampled_loss_sum,
+    sampled_softmax_loss,
+    softmax_loss_sum,
+)
 from distrec.model.positions import Positions, at, window_targets
 from distrec.model.sampling import NegativeSampler
 from distrec.model.spec import ModelSpec
 from distrec.model.unified import UnifiedModel
+from distrec.sharding.collectives import Collectives, OneProcess
 from distrec.sharding.lookup import Request
 
-LossKind = Literal["softmax", "sampled_softmax", "binary"]
+LossKind = Literal["softmax", "sampled_softmax", "sampled_binary", "bpr", "binary"]
+SAMPLED = ("sampled_softmax", "sampled_binary", "bpr")
+# a number that is added to every score is not learned from them
+RELATIVE = ("softmax", "sampled_softmax", "bpr")
 
 
 @dataclass(frozen=True)
@@ -36,12 +48,14 @@ class Candidates:
         items: M items.
         positives: int64, (P,): place of each target among them; 0 where it has none.
         negatives: int64, (S,): places of the sampled items; empty without sampling.
+        times: float32, (S,): how often each was drawn.
         log_weights: float32, (S,): of the sampled items, see `sampled_softmax_loss`.
     """
 
     items: ItemBatch
     positives: Tensor
     negatives: Tensor
+    times: Tensor
     log_weights: Tensor
 
 
@@ -66,7 +80,7 @@ def resolve_loss_kind(spec: ModelSpec, config: LossConfig) -> LossKind:
     """The loss that kind = "auto" stands for.
 
     Raises:
-        ConfigError: label_smoothing together with the sampled softmax.
+        ConfigError: label_smoothing together with a sampled loss.
     """
     kind: LossKind
     if config.kind != "auto":
@@ -77,11 +91,11 @@ def resolve_loss_kind(spec: ModelSpec, config: LossConfig) -> LossKind:
         kind = "softmax"
     else:
         kind = "sampled_softmax"
-    if kind == "sampled_softmax" and config.label_smoothing > 0:
+    if kind in SAMPLED and config.label_smoothing > 0:
         raise ConfigError(
             "label smoothing spreads the target over all items, which a sample does not have. "
-            f"Received: loss.label_smoothing = {config.label_smoothing} with sampled_softmax. Set "
-            "it to 0, or loss.kind to softmax."
+            f"Received: loss.label_smoothing = {config.label_smoothing} with {kind}. Set it to 0, "
+            "or loss.kind to softmax."
         )
     return kind
 
@@ -108,8 +122,8 @@ def _on_device(items: ItemBatch, device: torch.device) -> ItemBatch:
 class Objective:
     """The loss of a model on a catalogue. Create it once the model is on its device.
 
-    softmax and sampled_softmax learn from positives (label > 0) whose item train has seen; binary
-    from every example whose item is in the catalogue. The others have weight 0. Of windows every
+    binary learns from every example whose item is in the catalogue; the other losses learn from
+    positives (label > 0) whose item train has seen. The others have weight 0. Of windows every
     event is a target, predicted from the events before it.
 
     Args:
@@ -118,6 +132,7 @@ class Objective:
         config: Section [loss].
         seed: Decides the sampled negatives, with the step.
         train_rows: Of the dataset's manifest: what the examples are.
+        collectives: Of the job; by default one process.
 
     Raises:
         ConfigError: The loss cannot be had with these settings.
@@ -131,6 +146,7 @@ class Objective:
         config: LossConfig,
         seed: int,
         train_rows: TrainRows = "events",
+        collectives: Collectives | None = None,
     ) -> None:
         self.model = model
         self.config = config
@@ -138,6 +154,7 @@ class Objective:
         self.kind = resolve_loss_kind(model.spec, config)
         self._check(catalogue)
         self.device = model.global_bias.device
+        self.collectives = collectives or OneProcess(self.device)
         # cold items have no positives: as negatives they would only learn to be bad
         last = model.spec.num_items if self.kind == "binary" else model.spec.num_trained_items
         self._num_candidates = last - FIRST_INDEX
@@ -147,7 +164,7 @@ class Objective:
         self._places = None if bool(is_item.all()) else (is_item.cumsum(0) - 1).to(self.device)
         self._items = _on_device(select_items(catalogue, places), self.device)
         self._sampler = NegativeSampler(
-            self._items.count, config.sampling_power, config.num_negatives, seed
+            self._items.count, config.negatives, config.sampling_power, config.num_negatives, seed
         )
         self._latest_targets: tuple[Batch, Targets] | None = None
         self._latest: tuple[Batch, int, Candidates] | None = None
@@ -167,7 +184,7 @@ class Objective:
             )
 
     def requests(self, batch: Batch, global_step: int) -> dict[str, Request]:
-        """The rows that `loss_sum` needs, for one look-up."""
+        """The rows that `loss_sum` needs, for one look-up. Collective with in-batch negatives."""
         items = self._candidates(batch, global_step).items
         positions = self._targets(batch).positions
         return {**self.model.user_requests(batch, positions), **self.model.item_requests(items)}
@@ -207,14 +224,25 @@ class Objective:
         smoothing = self.config.label_smoothing
         if self.kind == "softmax":
             return softmax_loss_sum(users, items, candidates.positives, targets.weights, smoothing)
-        scores = (users * items[candidates.positives]).sum(dim=1)
         if self.kind == "binary":
+            scores = (users * items[candidates.positives]).sum(dim=1)
             return (targets.weights * binary_loss(scores, targets.labels, smoothing)).sum()
-        is_positive = candidates.positives.unsqueeze(1) == candidates.negatives
-        losses = sampled_softmax_loss(
-            scores, users @ items[candidates.negatives].T, candidates.log_weights, is_positive
+        return sampled_loss_sum(
+            self._sampled_loss(candidates), users, items, candidates.positives,
+            candidates.negatives, targets.weights,
+        )  # fmt: skip
+
+    def _sampled_loss(self, candidates: Candidates) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """Of positive scores, negative scores and accidental hits."""
+        times, log_weights = candidates.times, candidates.log_weights
+        if self.kind == "sampled_softmax":
+            return lambda own, others, hits: sampled_softmax_loss(own, others, log_weights, hits)
+        if self.kind == "bpr":
+            return lambda own, others, hits: pairwise_loss(own, others, times, hits)
+        beta = calibration_exponent(
+            float(times.sum()), len(self._items.item_index), self.config.calibration
         )
-        return (targets.weights * losses).sum()
+        return lambda own, others, hits: sampled_binary_loss(own, others, times, hits, beta)
 
     def _targets(self, batch: Batch) -> Targets:
         # asked for more than once a step
@@ -246,17 +274,24 @@ class Objective:
         wanted = self._targets(batch).places
         if self._places is not None:
             wanted = self._places[wanted].clamp(min=0)
-        none = wanted.new_empty(0)
+        none, no_weights = wanted.new_empty(0), torch.empty(0)
         if self.kind == "softmax":
-            return Candidates(self._items, wanted, none, torch.empty(0))
-        sampled, log_weights = none, torch.empty(0)
-        if self.kind == "sampled_softmax":
-            sampled, log_weights = self._sampler.draw(global_step)
-        both = torch.cat([wanted, sampled.to(self.device)])
+            return Candidates(self._items, wanted, none, no_weights, no_weights)
+        if self.kind == "binary":
+            needed, places = torch.unique(wanted, return_inverse=True)
+            items = select_items(self._items, needed)
+            return Candidates(items, places, none, no_weights, no_weights)
+        targets = None
+        if self._sampler.uses_targets:
+            own = wanted[self._targets(batch).weights > 0]
+            targets = self.collectives.allgather(own, "loss.targets")
+        drawn = self._sampler.draw(global_step, targets)
+        both = torch.cat([wanted, drawn.places.to(self.device)])
         needed, places = torch.unique(both, return_inverse=True)
         return Candidates(
             items=select_items(self._items, needed),
             positives=places[: len(wanted)],
             negatives=places[len(wanted) :],
-            log_weights=log_weights.to(self.device),
+            times=drawn.times.to(self.device),
+            log_weights=drawn.log_weights.to(self.device),
         )

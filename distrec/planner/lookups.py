@@ -18,7 +18,7 @@ from distrec.batch import ItemBatch
 from distrec.columns import FIRST_INDEX, PADDING_INDEX
 from distrec.config import LossConfig
 from distrec.dataset import TrainRows
-from distrec.model import ModelSpec, UnifiedModel, resolve_loss_kind
+from distrec.model import SAMPLED, ModelSpec, UnifiedModel, resolve_loss_kind
 from distrec.model.losses import SCORES_PER_BLOCK
 from distrec.model.positions import window_targets
 from distrec.planner.dataset import Sample
@@ -73,6 +73,7 @@ def step_lookups(
     num_rows: int,
     batch_rows: float,
     train_rows: TrainRows = "events",
+    world_size: int = 1,
 ) -> StepLookups:
     """Expected look-ups of a rank's part of a full training step.
 
@@ -85,6 +86,7 @@ def step_lookups(
         num_rows: Rows of train.
         batch_rows: A rank's part of a global batch.
         train_rows: What a row of train is.
+        world_size: N; its ranks may share negatives that come of all their parts of the batch.
     """
     model.train()
     by_name = {plan.name: plan for plan in plans}
@@ -97,7 +99,7 @@ def step_lookups(
         log_absences = np.full(num_sampled, log_absence_of_events(np.array([1]), share)[0])
         _collect(tables[name], by_name[name], requests, log_absences, np.full(num_sampled, share))
     num_candidates = 0.0
-    chance = _candidate_chance(model.spec, loss, catalogue, batch_rows / num_rows)
+    chance = _candidate_chance(model.spec, loss, catalogue, batch_rows / num_rows, world_size)
     for items in catalogue():
         log_absences = chance(items)
         chances = -np.expm1(log_absences)
@@ -107,15 +109,13 @@ def step_lookups(
     found = {name: TableLookups(one.num_ids, one.chances()) for name, one in tables.items()}
     kind = resolve_loss_kind(model.spec, loss)
     num_targets = batch_rows if positions is None else share * len(positions.example)
-    num_logits = {
-        "softmax": min(num_targets * num_candidates, SCORES_PER_BLOCK),
-        "sampled_softmax": num_targets * loss.num_negatives,
-        "binary": num_targets,
-    }
+    num_logits = num_targets
+    if kind != "binary":
+        num_logits = min(num_targets * num_candidates, SCORES_PER_BLOCK)
     num_pairs = 0.0
     if "sequence" in model.tower_names:
         num_pairs = share * float((sample.batch.history.lengths + 1).square().sum())
-    return StepLookups(found, num_candidates, num_logits[kind], batch_rows, num_targets, num_pairs)
+    return StepLookups(found, num_candidates, num_logits, batch_rows, num_targets, num_pairs)
 
 
 def _by_table(requests: Mapping[str, Request]) -> dict[str, list[Request]]:
@@ -126,12 +126,23 @@ def _by_table(requests: Mapping[str, Request]) -> dict[str, list[Request]]:
 
 
 def _candidate_chance(
-    spec: ModelSpec, loss: LossConfig, catalogue: Callable[[], Iterator[ItemBatch]], share: float
+    spec: ModelSpec,
+    loss: LossConfig,
+    catalogue: Callable[[], Iterator[ItemBatch]],
+    share: float,
+    world_size: int,
 ) -> Callable[[ItemBatch], Floats]:
     """Logarithm of the chance that an item is not among the items a rank encodes, by loss."""
     kind = resolve_loss_kind(spec, loss)
-    power, total = loss.sampling_power, 0.0
-    if kind == "sampled_softmax":
+    power, total = 0.0, 0.0
+    if loss.negatives == "popularity":
+        power = loss.sampling_power
+    num_draws = 0
+    if kind in SAMPLED and loss.negatives != "in_batch":
+        num_draws = loss.num_negatives
+    if kind in SAMPLED and loss.negatives in ("in_batch", "mixed"):
+        share *= world_size
+    if num_draws:
         total = sum(
             float((_trained(items, spec) * (_counts(items) + 1.0) ** power).sum())
             for items in catalogue()
@@ -142,9 +153,9 @@ def _candidate_chance(
             return np.where(_trained(items, spec), -np.inf, 0.0)
         counts = _counts(items)
         result = log_absence_of_events(counts, min(share, 1.0))
-        if kind == "sampled_softmax":
+        if num_draws:
             drawn = (counts + 1.0) ** power / total
-            result = result + _trained(items, spec) * loss.num_negatives * np.log1p(-drawn)
+            result = result + _trained(items, spec) * num_draws * np.log1p(-drawn)
         return result
 
     return log_absence

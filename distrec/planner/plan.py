@@ -263,7 +263,7 @@ class Sizer:
             self._lookups[world_size] = step_lookups(
                 self._module, self._plans(world_size, {}), self.config.loss, self._sample,
                 lambda: read_catalogue(directory, self.manifest), self._num_rows, rows,
-                self.manifest.train_rows,
+                self.manifest.train_rows, world_size,
             )  # fmt: skip
         return self._lookups[world_size]
 

@@ -15,7 +15,7 @@ from distrec.checkpoint.together import together
 from distrec.config import Config, section_hash
 from distrec.dataset import DatasetManifest, read_manifest
 from distrec.errors import DataError, TrainingError
-from distrec.model import ModelSpec, Objective, UnifiedModel, resolve_loss_kind
+from distrec.model import RELATIVE, ModelSpec, Objective, UnifiedModel, resolve_loss_kind
 from distrec.planner import Sizer
 from distrec.reader import ExampleReader, read_items
 from distrec.sharding.collectives import Collectives
@@ -199,9 +199,9 @@ def build(inputs: Inputs, collectives: Collectives, lanes: int | None) -> Run:
         tables.track_touched_rows()
     torch.manual_seed(config.seed)
     model = UnifiedModel(inputs.spec, config.model).to(device)
-    # in a softmax it cancels out, and Adam would make large steps of rounding errors
-    is_binary = resolve_loss_kind(inputs.spec, config.loss) == "binary"
-    model.global_bias.requires_grad_(is_binary)
+    # where it cancels out, Adam would make large steps of rounding errors
+    is_relative = resolve_loss_kind(inputs.spec, config.loss) in RELATIVE
+    model.global_bias.requires_grad_(not is_relative)
     reader = ExampleReader(
         config.dataset_directory, manifest, columns.TRAIN, collectives.world, config.reader,
         config.train.global_batch_size, config.seed, lanes,
@@ -215,7 +215,9 @@ def build(inputs: Inputs, collectives: Collectives, lanes: int | None) -> Run:
         model=model,
         tables=tables,
         optimizer=dense_optimizer(model, config),
-        objective=Objective(model, inputs.items, config.loss, config.seed, manifest.train_rows),
+        objective=Objective(
+            model, inputs.items, config.loss, config.seed, manifest.train_rows, collectives
+        ),
         reader=reader,
         validator=Validator(config, manifest, inputs.items, collectives),
         total_steps=total_steps,

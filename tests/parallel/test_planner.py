@@ -47,6 +47,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             },
         },
     ),
+    "negatives of both ranks": (
+        {"kind": "bpr", "negatives": "mixed", "num_negatives": 40}, {},
+    ),
     "no tier": ({"kind": "softmax"}, {}),
     "the planner's tier": ({"kind": "softmax"}, {"hot_rows": "auto"}),
 }  # fmt: skip

@@ -27,6 +27,8 @@ from tests.training import losses, make_config
 NUM_STEPS = 50
 # the last computes with rows of one update ago
 KINDS = ("softmax", "sampled_softmax", "stale")
+# negatives of the whole batch, and even draws
+MIXED = "mixed"
 # every tower, on rows that are windows
 WINDOWS = "windows"
 
@@ -37,9 +39,13 @@ def curve_config(directory: Path, kind: str) -> Config:
         "loss": {"kind": "softmax" if kind == "stale" else kind, "num_negatives": 16},
         "train": {"max_epochs": 9, "max_steps": NUM_STEPS, "evaluate_every_steps": NUM_STEPS},
     }
-    if kind == "sampled_softmax":
+    if kind == MIXED:
+        keys["loss"] |= {"kind": "sampled_binary", "negatives": "mixed"}
+    if kind in ("sampled_softmax", MIXED):
         keys["train"] |= {"optimizer": "sgd", "learning_rate": 0.1, "gradient_clip": 1.0}
-        keys["sharding"] = {"optimizer": "sgd", "learning_rate": 6.0}
+        # a sum over many negatives has large gradients
+        rate = 1.0 if kind == MIXED else 6.0
+        keys["sharding"] = {"optimizer": "sgd", "learning_rate": rate}
     if kind == WINDOWS:
         keys["loss"]["kind"] = "softmax"
         keys["model"] = {"towers": ["cf", "autoencoder", "sequence", "deep"]}
@@ -62,7 +68,7 @@ def measure(config: Config, collectives: Collectives, path: Path) -> dict[str, f
 def body(collectives: Collectives, directory: str, two_ranks: str) -> dict[str, Any]:
     """Train all kinds from one dataset; then measure what two ranks have saved."""
     answers: dict[str, Any] = {}
-    for kind in (*KINDS, WINDOWS):
+    for kind in (*KINDS, MIXED, WINDOWS):
         config = curve_config(Path(directory), kind)
         result = train(config, collectives)
         answers[kind] = {"losses": losses(config), **result.summary()}
@@ -192,7 +198,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str
     for num_ranks in (2, 1, 3):
         directory = folder / f"ranks{num_ranks}"
         directory.mkdir()
-        for kind in (*KINDS, WINDOWS):
+        for kind in (*KINDS, MIXED, WINDOWS):
             # once and before the ranks, which would write it at the same time
             curve_config(directory, kind)
         for name in ("resume", "resume_stale", "ahead", "hot", "chosen", "still"):
@@ -207,7 +213,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str
     return found
 
 
-@pytest.mark.parametrize("kind", [*KINDS, WINDOWS])
+@pytest.mark.parametrize("kind", [*KINDS, MIXED, WINDOWS])
 def test_loss_curves_agree(answers: dict[int, list[dict[str, Any]]], kind: str) -> None:
     one = torch.tensor(answers[1][0][kind]["losses"])
     assert len(one) == NUM_STEPS

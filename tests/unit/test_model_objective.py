@@ -14,9 +14,17 @@ from distrec.batch import Batch, ItemBatch, Jagged
 from distrec.config import LossConfig
 from distrec.errors import ConfigError, DataError
 from distrec.model import ModelSpec, Objective, UnifiedModel, losses, resolve_loss_kind
-from distrec.model.losses import binary_loss, sampled_softmax_loss, softmax_loss_sum
+from distrec.model.losses import (
+    binary_loss,
+    calibration_exponent,
+    pairwise_loss,
+    sampled_binary_loss,
+    sampled_loss_sum,
+    sampled_softmax_loss,
+    softmax_loss_sum,
+)
 from distrec.model.objective import select_items
-from distrec.model.sampling import NegativeSampler
+from distrec.model.sampling import Negatives, NegativeSampler
 from tests.unit.test_model import (
     BATCH,
     SPEC,
@@ -26,7 +34,7 @@ from tests.unit.test_model import (
     make_model,
 )
 
-KINDS = ("softmax", "sampled_softmax", "binary")
+KINDS = ("softmax", "sampled_softmax", "sampled_binary", "bpr", "binary")
 
 
 def make_objective(model: UnifiedModel, kind: str, **settings: object) -> Objective:
@@ -91,6 +99,92 @@ def test_sampled_softmax_by_hand_leaves_accidental_hits_out() -> None:
     assert loss.item() == pytest.approx(-math.log(2 / 7.5), rel=1e-5)
 
 
+def test_sampled_binary_by_hand() -> None:
+    # probabilities 3/4 of the positive; 1/2, 9/10 and 1/5 of the negatives, of which 9/10 is itself
+    positive = torch.log(torch.tensor([3.0]))
+    negatives = torch.log(torch.tensor([[1.0, 9.0, 0.25]]))
+    times = torch.tensor([2.0, 5.0, 1.0])
+    is_positive = torch.tensor([[False, True, False]])
+    loss = sampled_binary_loss(positive, negatives, times, is_positive, beta=0.3).item()
+    by_hand = -(0.3 * math.log(3 / 4) + 2 * math.log(1 / 2) + math.log(4 / 5))
+    assert loss == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_sampled_binary_is_torchs_own_cross_entropy_at_beta_one() -> None:
+    scores = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros(6, 5)
+    labels[:, 0] = 1.0
+    found = sampled_binary_loss(
+        scores[:, 0], scores[:, 1:], torch.ones(4), torch.zeros(6, 4, dtype=torch.bool)
+    )
+    plain = torch.nn.BCEWithLogitsLoss(reduction="none")(scores, labels).sum(dim=1)
+    torch.testing.assert_close(found, plain)
+
+
+def test_calibration_exponent_by_hand() -> None:
+    assert calibration_exponent(256, 3417, 0.0) == 1.0
+    assert calibration_exponent(256, 3417, 1.0) == pytest.approx(256 / 3416)
+    rate = 256 / 3416
+    # as the paper writes it
+    expected = rate * (0.75 * (1 - 1 / rate) + 1 / rate)
+    assert calibration_exponent(256, 3417, 0.75) == pytest.approx(expected)
+    assert calibration_exponent(256, 100, 0.75) == 1.0
+
+
+def test_calibration_takes_back_what_sampling_does_to_probabilities() -> None:
+    """One user, whose events are of item 0 with 3/10: the best scores give its share."""
+    share, num_items = torch.tensor([0.3, 0.2, 0.25, 0.15, 0.1]), 5
+    found = {}
+    for t in (0.0, 1.0):
+        scores = torch.zeros(num_items, requires_grad=True)
+        optimizer = torch.optim.Adam([scores], lr=0.05)
+        beta = calibration_exponent(1, num_items, t)
+        for _ in range(1500):
+            optimizer.zero_grad()
+            # one negative of the four others, in expectation
+            others = (~torch.eye(num_items, dtype=torch.bool)).float() / 4
+            positive = beta * torch.nn.functional.softplus(-scores)
+            losses = positive + others @ torch.nn.functional.softplus(scores)
+            (share * losses).sum().backward()
+            optimizer.step()
+        found[t] = torch.sigmoid(scores).detach()
+    torch.testing.assert_close(found[1.0], share, atol=1e-3, rtol=0)
+    assert float(found[0.0][0]) == pytest.approx(0.3 / (0.3 + 0.7 / 4), abs=1e-3)
+
+
+def test_bpr_by_hand() -> None:
+    positive = torch.log(torch.tensor([4.0, 4.0]))
+    negatives = torch.log(torch.tensor([[1.0, 2.0], [1.0, 2.0]]))
+    is_positive = torch.tensor([[False, False], [True, True]])
+    losses = pairwise_loss(positive, negatives, torch.tensor([1.0, 3.0]), is_positive)
+    # chances 4/5 and, three times, 4/6; the second example has accidental hits only
+    by_hand = [-(math.log(4 / 5) + 3 * math.log(4 / 6)) / 4, 0.0]
+    np.testing.assert_allclose(losses, by_hand, rtol=1e-6)
+
+
+def test_a_sampled_loss_in_blocks_is_that_of_all_scores_with_its_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    # blocks of two users and a rest of one
+    monkeypatch.setattr(losses, "SCORES_PER_BLOCK", 7)
+    users = torch.randn(5, 4, generator=generator, requires_grad=True)
+    items = torch.randn(6, 4, generator=generator, requires_grad=True)
+    positives, negatives = torch.tensor([0, 3, 5, 2, 3]), torch.tensor([1, 3, 4])
+    weights, times = torch.tensor([1.0, 2.0, 0.0, 0.5, 1.0]), torch.tensor([1.0, 2.0, 1.0])
+
+    def loss(own: Tensor, others: Tensor, hits: Tensor) -> Tensor:
+        return sampled_binary_loss(own, others, times, hits, beta=0.5)
+
+    own = (users * items[positives]).sum(dim=1)
+    hits = positives.unsqueeze(1) == negatives
+    expected = (weights * loss(own, users @ items[negatives].T, hits)).sum()
+    found = sampled_loss_sum(loss, users, items, positives, negatives, weights)
+    torch.testing.assert_close(found, expected)
+    wanted = torch.autograd.grad(expected / 3, (users, items))
+    torch.testing.assert_close(torch.autograd.grad(found / 3, (users, items)), wanted)
+
+
 def test_sampling_every_item_as_often_as_expected_is_the_full_softmax() -> None:
     scores = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
     positives = torch.tensor([0, 3, 6, 2, 3])
@@ -104,16 +198,16 @@ def test_sampling_every_item_as_often_as_expected_is_the_full_softmax() -> None:
 
 def test_sampled_partition_function_is_right_in_expectation() -> None:
     counts = torch.tensor([100, 30, 10, 3, 1, 0])
-    sampler = NegativeSampler(counts, power=0.75, num_negatives=8, seed=5)
+    sampler = NegativeSampler(counts, "popularity", power=0.75, num_negatives=8, seed=5)
     scores = np.array([0.5, -0.2, 1.0, 0.3, 0.1, -1.0])
     estimates = []
     for step in range(4000):
-        positions, log_weights = sampler.draw(step)
+        drawn = sampler.draw(step)
         loss = sampled_softmax_loss(
             torch.tensor([scores[2]]),
-            torch.from_numpy(scores)[positions].unsqueeze(0),
-            log_weights.double(),
-            (positions == 2).unsqueeze(0),
+            torch.from_numpy(scores)[drawn.places].unsqueeze(0),
+            drawn.log_weights.double(),
+            (drawn.places == 2).unsqueeze(0),
         )
         estimates.append(math.exp(loss.item() + scores[2]))
     assert np.mean(estimates) == pytest.approx(np.exp(scores).sum(), rel=0.02)
@@ -121,18 +215,64 @@ def test_sampled_partition_function_is_right_in_expectation() -> None:
 
 def test_negatives_follow_the_counts_and_only_the_seed_and_the_step_decide() -> None:
     counts = torch.tensor([15, 0, 80])
-    sampler = NegativeSampler(counts, power=0.5, num_negatives=10_000, seed=2)
-    positions, log_weights = sampler.draw(7)
+    settings = {"source": "popularity", "power": 0.5, "num_negatives": 10_000}
+    sampler = NegativeSampler(counts, **settings, seed=2)
+    drawn = sampler.draw(7)
     expected = np.array([4.0, 1.0, 9.0]) / 14  # roots of count + 1
-    times = np.exp(log_weights.numpy()) * 10_000 * expected
-    assert positions.tolist() == [0, 1, 2]
+    times = np.exp(drawn.log_weights.numpy()) * 10_000 * expected
+    assert drawn.places.tolist() == [0, 1, 2]
+    np.testing.assert_allclose(drawn.times, times, rtol=1e-4)
     assert times.sum() == pytest.approx(10_000, rel=1e-4)
     np.testing.assert_allclose(times / 10_000, expected, atol=0.015)
-    again = NegativeSampler(counts, power=0.5, num_negatives=10_000, seed=2).draw(7)
-    torch.testing.assert_close(again[1], log_weights, rtol=0, atol=0)
-    assert not torch.equal(sampler.draw(8)[1], log_weights)
-    other = NegativeSampler(counts, power=0.5, num_negatives=10_000, seed=3)
-    assert not torch.equal(other.draw(7)[1], log_weights)
+    again = NegativeSampler(counts, **settings, seed=2).draw(7)
+    torch.testing.assert_close(again.log_weights, drawn.log_weights, rtol=0, atol=0)
+    assert not torch.equal(sampler.draw(8).log_weights, drawn.log_weights)
+    other = NegativeSampler(counts, **settings, seed=3).draw(7)
+    assert not torch.equal(other.log_weights, drawn.log_weights)
+
+
+def test_negatives_by_source_by_hand() -> None:
+    counts = torch.tensor([6, 3, 1])
+    targets = torch.tensor([1, 0, 0, 0, 1])
+
+    def draw(source: str) -> Negatives:
+        return NegativeSampler(counts, source, 1.0, 9000, seed=2).draw(0, targets)
+
+    uniform = draw("uniform")
+    np.testing.assert_allclose(uniform.times / 9000, [1 / 3] * 3, atol=0.02)
+    np.testing.assert_allclose(uniform.log_weights, np.log(uniform.times / 3000), atol=1e-6)
+    in_batch = draw("in_batch")
+    assert in_batch.places.tolist() == [0, 1]
+    assert in_batch.times.tolist() == [3.0, 2.0]
+    # four others, whose targets are events
+    np.testing.assert_allclose(in_batch.log_weights, np.log([3 / 2.4, 2 / 1.2]), rtol=1e-6)
+    mixed = draw("mixed")
+    assert (mixed.times - uniform.times).tolist() == [3.0, 2.0, 0.0]
+    expected = np.log(mixed.times.numpy() / [3002.4, 3001.2, 3000.4])
+    np.testing.assert_allclose(mixed.log_weights, expected, atol=1e-6)
+    lonely = NegativeSampler(counts, "in_batch", 1.0, 9, seed=2).draw(0, targets[:1])
+    assert bool(lonely.log_weights.isfinite().all())
+
+
+@pytest.mark.parametrize("source", ["in_batch", "mixed"])
+def test_partition_function_with_the_targets_of_others_is_right_in_expectation(source: str) -> None:
+    counts = torch.tensor([100, 30, 10, 3, 1])
+    sampler = NegativeSampler(counts, source, 0.75, num_negatives=4, seed=5)
+    scores = np.array([0.5, -0.2, 1.0, 0.3, 0.1])
+    generator = np.random.default_rng(0)
+    estimates = []
+    for step in range(4000):
+        others = generator.choice(5, size=7, p=counts.numpy() / 144)
+        drawn = sampler.draw(step, torch.from_numpy(np.append(others, 2)))
+        loss = sampled_softmax_loss(
+            torch.tensor([scores[2]]),
+            torch.from_numpy(scores)[drawn.places].unsqueeze(0),
+            drawn.log_weights.double(),
+            (drawn.places == 2).unsqueeze(0),
+        )
+        estimates.append(math.exp(loss.item() + scores[2]))
+    # the standard error is 1.5 %
+    assert np.mean(estimates) == pytest.approx(np.exp(scores).sum(), rel=0.05)
 
 
 # --- the objective -------------------------------------------------------------------------------
@@ -215,12 +355,22 @@ def test_a_free_index_is_no_candidate(kind: str) -> None:
     rows = tables({**model.user_requests(batch), **model.item_requests(catalogue)})
     scores = model.encode_users(batch, rows) @ model.encode_items(catalogue, rows).T
     own = scores[torch.arange(3), batch.item_index - 2].detach()
-    if kind == "binary":
-        expected = float((batch.weights * torch.log1p(torch.exp(-own))).sum())
-    else:
-        trained = scores[:, [index - 2 for index in (2, 3, 4, 6, 7)]].detach()
-        expected = float((batch.weights * (torch.logsumexp(trained, 1) - own)).sum())
-    assert loss == pytest.approx(expected, rel=1e-2 if kind == "sampled_softmax" else 1e-5)
+    trained = scores[:, [index - 2 for index in (2, 3, 4, 6, 7)]].detach()
+    is_other = trained != own.unsqueeze(1)
+    # in proportion to (count + 1) ** 0.75, and the positive itself left out
+    share = (counts[[0, 1, 2, 4, 5]] + 1.0) ** 0.75
+    times = is_other * 400_000 * share / share.sum()
+    share = times / times.sum(dim=1, keepdim=True)
+    expected = {
+        "binary": torch.log1p(torch.exp(-own)),
+        # beside so many negatives the positive is nothing
+        "sampled_binary": (times * torch.log1p(torch.exp(trained))).sum(dim=1),
+        "bpr": (share * torch.log1p(torch.exp(trained - own.unsqueeze(1)))).sum(dim=1),
+    }.get(kind, torch.logsumexp(trained, 1) - own)
+    is_exact = kind in ("softmax", "binary")
+    assert loss == pytest.approx(
+        float((batch.weights * expected).sum()), rel=1e-5 if is_exact else 1e-2
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -285,6 +435,8 @@ def test_kind_auto() -> None:
     assert resolve_loss_kind(SPEC, LossConfig(full_softmax_items=5)) == "sampled_softmax"
     with pytest.raises(ConfigError, match=r"Received: loss.label_smoothing = 0.1 with sampled"):
         resolve_loss_kind(SPEC, LossConfig(full_softmax_items=5, label_smoothing=0.1))
+    with pytest.raises(ConfigError, match=r"Received: loss.label_smoothing = 0.1 with bpr"):
+        resolve_loss_kind(SPEC, LossConfig(kind="bpr", label_smoothing=0.1))
 
 
 def test_a_catalogue_with_a_gap_is_refused() -> None:
@@ -312,7 +464,7 @@ def test_selected_items_keep_their_features() -> None:
 
 
 @pytest.mark.parametrize("towers", [("cf",), ("autoencoder",), ("cf", "autoencoder", "deep")])
-@pytest.mark.parametrize("kind", ["softmax", "sampled_softmax"])
+@pytest.mark.parametrize("kind", ["softmax", "sampled_softmax", "sampled_binary", "bpr"])
 def test_on_a_checkerboard_the_withheld_item_ranks_first(towers: tuple, kind: str) -> None:
     size = 10
     spec = ModelSpec(

@@ -172,6 +172,8 @@ class DatasetManifest(_Part):
     has_time: bool
     has_labels: bool
     """Whether label tells positives from negatives (else every row is a positive)."""
+    rating_scale: tuple[float, float] | None = None
+    """The lowest and the highest rating in train, where label is a rating; has_labels is False."""
     counts: dict[str, int]
     """Rows at each stage: read, rejected, duplicates, filtered, k_core, kept ... in order."""
     rejects: dict[str, int]

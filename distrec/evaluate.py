@@ -26,12 +26,12 @@ from distrec.config import Config
 from distrec.dataset import DatasetManifest, read_manifest
 from distrec.errors import DataError
 from distrec.files import fsync, replace_text, sha256
-from distrec.metrics.classification import ClassificationMetrics
 from distrec.metrics.evaluation import (
     ModelScorer,
     Scorer,
     encode_catalogue,
     evaluate_examples,
+    example_metrics,
     inference,
 )
 from distrec.metrics.item_vectors import item_vectors
@@ -243,15 +243,15 @@ def _measure_split(
 
 
 def _measure_examples(inputs: Inputs, split: str, scorer: Scorer | None) -> dict[str, Any] | None:
-    """AUC, log loss and calibration of the model where the data tells negatives from positives."""
+    """Of the model: AUC, log loss and calibration where labels are 0 or 1, RMSE of ratings."""
     config, manifest = inputs.config, inputs.manifest
-    if not manifest.has_labels or not isinstance(scorer, ModelScorer):
+    metrics = example_metrics(manifest, exact_auc=True)
+    if metrics is None or not isinstance(scorer, ModelScorer):
         return None
     reader = ExampleReader(
         config.dataset_directory, manifest, split, World(), config.reader,
         config.evaluate.batch_size, config.seed,
     )  # fmt: skip
-    metrics = ClassificationMetrics(exact_auc=True)
     evaluate_examples(scorer, reader.batches(epoch=0), metrics)
     values = metrics.compute()
     logger.info("%s: %d labelled examples", split, values["num_examples"])

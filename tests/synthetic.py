@@ -96,13 +96,15 @@ def write_dataset(
     num_files: int = 3,
     row_group_size: int = 64,
     labels: bool = False,
+    ratings: bool = False,
     train_rows: TrainRows = "events",
     seed: int = 0,
 ) -> DatasetManifest:
     """Write a dataset directory and return its manifest.
 
     Every user has events_per_user events in train, one in valid, one in test. The last
-    num_cold_items items of the catalogue occur in no event.
+    num_cold_items items of the catalogue occur in no event. With ratings, what is of a user's group
+    is rated 4.5, else 1.
     """
     assert not (labels and train_rows == "windows")
     rng = np.random.default_rng(seed)
@@ -152,6 +154,8 @@ def write_dataset(
             label = 1.0
             if labels and split == c.TRAIN and group_of_item[item] != group:
                 label = 0.0
+            if ratings:
+                label = 4.5 if group_of_item[item] == group else 1.0
             hour = {"context_hour": int(time // 3600 % 24) + 2}
             shared = {c.USER_INDEX: user[c.USER_INDEX], c.TIME: time, **features, **hour}
             rows[split].append(
@@ -237,6 +241,7 @@ def write_dataset(
         history_length=history_length,
         has_time=True,
         has_labels=labels,
+        rating_scale=(1.0, 4.5) if ratings else None,
         train_rows=train_rows,
         counts={"read": len(rows[c.TRAIN])},
         rejects={},

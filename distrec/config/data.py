@@ -246,6 +246,9 @@ class PrepareConfig(Section):
     become negatives instead."""
     label_from_rating: bool = False
     """Label = rating >= min_rating, and negatives are kept."""
+    predict_ratings: bool = False
+    """Label = rating, for loss.kind = "squared" and the metrics rmse and mae. Every rating is an
+    event; those of 0 or less are in no history and no target of a ranking."""
     event_types: tuple[str, ...] = ()
     """Kinds of event that are kept; all when empty."""
     duplicates: Literal["keep_last", "keep_first", "keep_all"] = "keep_last"
@@ -294,6 +297,14 @@ class PrepareConfig(Section):
                 "label_from_rating needs min_rating, and no events.label. Received: min_rating = "
                 f"{self.min_rating}, events.label = {events.label!r}"
             )
+        if self.predict_ratings and (
+            events.rating is None or events.label is not None or self.label_from_rating
+        ):
+            raise ValueError(
+                "predict_ratings needs events.rating, and no other label. Received: events.rating "
+                f"= {events.rating!r}, events.label = {events.label!r}, label_from_rating = "
+                f"{self.label_from_rating}"
+            )
         if self.evict_after_days is not None and events.time is None:
             raise ValueError(
                 "evict_after_days needs events.time. Received: evict_after_days = "
@@ -311,6 +322,7 @@ class PrepareConfig(Section):
                 "events.weight": events.weight is not None,
                 "events.context": bool(events.context),
                 "label_from_rating": self.label_from_rating,
+                "predict_ratings": self.predict_ratings,
             }
             wrong = [name for name, is_wrong in others.items() if is_wrong]
             if wrong:

@@ -180,11 +180,13 @@ class ModelConfig(Section):
 class LossConfig(Section):
     """What is minimised."""
 
-    kind: Literal["auto", "softmax", "sampled_softmax", "sampled_binary", "bpr", "binary"] = "auto"
+    kind: Literal[
+        "auto", "softmax", "sampled_softmax", "sampled_binary", "bpr", "binary", "squared"
+    ] = "auto"
     """softmax over the whole catalogue; sampled_softmax with logQ correction; sampled_binary
     cross-entropy of positives and sampled negatives; bpr: positives above sampled negatives; binary
-    cross-entropy on label. auto: binary when the data has labels, else softmax up to
-    full_softmax_items items, else sampled_softmax."""
+    cross-entropy on label; squared difference from the rating. auto: squared on ratings, binary
+    when the data has labels, else softmax up to full_softmax_items items, else sampled_softmax."""
     full_softmax_items: int = Field(default=20_000, ge=1)
     """auto: largest catalogue for the full softmax."""
     negatives: NegativesSource = "popularity"
@@ -235,7 +237,8 @@ class TrainConfig(Section):
     early_stopping_patience: int = Field(default=3, ge=0)
     """Validations without an improvement after which training stops; 0: never."""
     metric: str = "ndcg@10"
-    """Validation metric that is maximised (auc and ranking metrics) or minimised (log_loss)."""
+    """Validation metric that is maximised (auc and ranking metrics) or minimised (log_loss, rmse,
+    mae)."""
     checkpoint_every_steps: int = Field(default=0, ge=0)
     """Save this often; 0: at every validation."""
     full_checkpoint_every: int = Field(default=1, ge=1)

@@ -120,6 +120,11 @@ class Config(Section):
                 'loss.kind = "binary" needs labels. Received: neither prepare.events.label nor '
                 "prepare.label_from_rating. Name the label, or use a softmax loss"
             )
+        if self.loss.kind == "squared" and not self.prepare.predict_ratings:
+            raise ValueError(
+                'loss.kind = "squared" needs ratings. Received: no prepare.predict_ratings. Set '
+                "it, or use another loss"
+            )
         if "markov" in (self.evaluate.baselines or ()) and self.prepare.events.time is None:
             raise ValueError(
                 "the baseline markov needs prepare.events.time. Received: evaluate.baselines = "

@@ -16,8 +16,10 @@ from torch import Tensor
 from distrec import pulse
 from distrec.batch import Batch, ItemBatch, Jagged, QueryBatch
 from distrec.columns import FIRST_INDEX
+from distrec.dataset import DatasetManifest
 from distrec.metrics.classification import ClassificationMetrics
 from distrec.metrics.ranking import RankingMetrics, slice_bags
+from distrec.metrics.ratings import RatingMetrics
 
 SCORES_PER_BLOCK = 1 << 24
 """Scores held at once, 64 MiB."""
@@ -136,8 +138,8 @@ class ModelScorer:
         """Scores of B examples and which of them have an item of the catalogue.
 
         Returns:
-            float32, (B,), log odds where the loss is binary; bool, (B,). Where False the score
-            means nothing.
+            float32, (B,), log odds where the loss is binary, what `rating_of_score` takes where it
+            is squared; bool, (B,). Where False the score means nothing.
         """
         users = self._users(batch)
         positions = batch.item_index.to(users.device) - FIRST_INDEX
@@ -164,13 +166,28 @@ def evaluate_queries(
     return metrics
 
 
+def example_metrics(
+    manifest: DatasetManifest, exact_auc: bool = False
+) -> ClassificationMetrics | RatingMetrics | None:
+    """Metrics of labelled examples that nothing has been added to; None where labels say nothing.
+
+    Args:
+        manifest: Of the dataset.
+        exact_auc: See `ClassificationMetrics`.
+    """
+    if manifest.rating_scale is not None:
+        return RatingMetrics(manifest.rating_scale)
+    return ClassificationMetrics(exact_auc) if manifest.has_labels else None
+
+
 def evaluate_examples(
-    scorer: ModelScorer, batches: Iterable[Batch], metrics: ClassificationMetrics
-) -> ClassificationMetrics:
-    """Add every example whose item is in the catalogue to the metrics, which are returned."""
+    scorer: ModelScorer,
+    batches: Iterable[Batch],
+    metrics: ClassificationMetrics | RatingMetrics,
+) -> None:
+    """Add every example whose item is in the catalogue to the metrics."""
     for batch in batches:
         scores, is_known = scorer.score_examples(batch)
         scores, is_known = scores.cpu(), is_known.cpu()
         labels, weights = batch.labels[:, 0].cpu(), batch.weights.cpu()
         metrics.update(scores[is_known], labels[is_known], weights[is_known])
-    return metrics

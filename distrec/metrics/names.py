@@ -11,6 +11,8 @@ from distrec.errors import ConfigError
 ACCURACY = ("hr", "recall", "precision", "ndcg", "mrr", "map")
 BEYOND_ACCURACY = ("coverage", "popularity", "diversity")
 CLASSIFICATION = ("auc", "log_loss")
+RATING = ("rmse", "mae")
+_OF_EXAMPLES = CLASSIFICATION + RATING
 
 
 @dataclass(frozen=True)
@@ -18,8 +20,8 @@ class MetricName:
     """A metric that can be optimised.
 
     Args:
-        name: Of ACCURACY or CLASSIFICATION.
-        k: Cut-off K; None for classification.
+        name: Of ACCURACY, CLASSIFICATION or RATING.
+        k: Cut-off K; None for what is measured on examples.
     """
 
     name: str
@@ -27,13 +29,13 @@ class MetricName:
 
     @property
     def higher_is_better(self) -> bool:
-        """False for log_loss, which is minimised."""
-        return self.name != "log_loss"
+        """False for log_loss, rmse and mae, which are minimised."""
+        return self.name not in ("log_loss", *RATING)
 
     @property
     def needs_labels(self) -> bool:
         """Whether it is measured on labelled examples, not on queries."""
-        return self.name in CLASSIFICATION
+        return self.name in _OF_EXAMPLES
 
     def __str__(self) -> str:
         return self.name if self.k is None else f"{self.name}@{self.k}"
@@ -50,7 +52,7 @@ def metric_names(ks: Sequence[int], names: Sequence[str] = ACCURACY) -> tuple[st
 
 
 def parse_metric_name(text: str) -> MetricName:
-    """Take ``ndcg@10``, ``auc`` or ``log_loss`` apart.
+    """Take ``ndcg@10``, ``auc`` or ``rmse`` apart.
 
     Raises:
         ConfigError: There is no such metric, or it lacks its cut-off or has one too many.
@@ -60,20 +62,20 @@ def parse_metric_name(text: str) -> MetricName:
         10
     """
     name, at, cut = text.partition("@")
-    if name in CLASSIFICATION and not at:
+    if name in _OF_EXAMPLES and not at:
         return MetricName(name, None)
     if name in ACCURACY and cut.isascii() and cut.isdecimal() and int(cut) >= 1:
         return MetricName(name, int(cut))
     if name in BEYOND_ACCURACY:
         raise ConfigError(
             f"{name} is reported by evaluate and cannot be optimised. Received: {text!r}. Use one "
-            f"of {', '.join(ACCURACY)} with @K, or {', '.join(CLASSIFICATION)}."
+            f"of {', '.join(ACCURACY)} with @K, or {', '.join(_OF_EXAMPLES)}."
         )
-    near = difflib.get_close_matches(name.lower(), ACCURACY + CLASSIFICATION, n=1)
+    near = difflib.get_close_matches(name.lower(), ACCURACY + _OF_EXAMPLES, n=1)
     suggestion = near[0] if near else "ndcg"
     if suggestion in ACCURACY:
         suggestion += f"@{cut}" if cut.isdecimal() and cut.isascii() and int(cut) >= 1 else "@10"
     raise ConfigError(
         f"a metric is one of {', '.join(ACCURACY)} with @K (K >= 1), or one of "
-        f"{', '.join(CLASSIFICATION)}. Received: {text!r}. Did you mean {suggestion!r}?"
+        f"{', '.join(_OF_EXAMPLES)}. Received: {text!r}. Did you mean {suggestion!r}?"
     )

@@ -242,6 +242,31 @@ def pairwise_loss(
     return (counts * losses).sum(dim=1) / counts.sum(dim=1).clamp(min=1.0)
 
 
+def squared_loss(scores: Tensor, ratings: Tensor, scale: tuple[float, float]) -> Tensor:
+    """Squared difference between ratings and what scores say of them: float32, (B,).
+
+    Args:
+        scores: float32, (B,).
+        ratings: float32, (B,).
+        scale: The lowest and the highest rating.
+    """
+    return (rating_of_score(scores, scale) - ratings).square()
+
+
+def rating_of_score(scores: Tensor, scale: tuple[float, float]) -> Tensor:
+    """What scores say of ratings: 0 is the middle of the scale, -2 and 2 are its ends.
+
+    It is linear, and so may leave the scale: a sigmoid would learn nothing more at its ends, where
+    a few large steps bring it.
+
+    Example:
+        >>> rating_of_score(torch.tensor([0.0, 2.0, 3.0]), (1.0, 5.0)).tolist()
+        [3.0, 5.0, 6.0]
+    """
+    lowest, highest = scale
+    return (lowest + highest) / 2.0 + (highest - lowest) / 4.0 * scores
+
+
 def binary_loss(scores: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of the label given sigmoid(score): float32, (B,).
 

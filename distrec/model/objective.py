@@ -26,6 +26,7 @@ from distrec.model.losses import (
     sampled_loss_sum,
     sampled_softmax_loss,
     softmax_loss_sum,
+    squared_loss,
 )
 from distrec.model.positions import Positions, at, window_targets
 from distrec.model.sampling import NegativeSampler
@@ -34,8 +35,10 @@ from distrec.model.unified import UnifiedModel
 from distrec.sharding.collectives import Collectives, OneProcess
 from distrec.sharding.lookup import Request
 
-LossKind = Literal["softmax", "sampled_softmax", "sampled_binary", "bpr", "binary"]
+LossKind = Literal["softmax", "sampled_softmax", "sampled_binary", "bpr", "binary", "squared"]
 SAMPLED = ("sampled_softmax", "sampled_binary", "bpr")
+# of every example's label
+LABELLED = ("binary", "squared")
 # a number that is added to every score is not learned from them
 RELATIVE = ("softmax", "sampled_softmax", "bpr")
 
@@ -80,20 +83,27 @@ def resolve_loss_kind(spec: ModelSpec, config: LossConfig) -> LossKind:
     """The loss that kind = "auto" stands for.
 
     Raises:
-        ConfigError: label_smoothing together with a sampled loss.
+        ConfigError: A squared loss without ratings, or label_smoothing where it has no meaning.
     """
     kind: LossKind
     if config.kind != "auto":
         kind = config.kind
+    elif spec.rating_scale is not None:
+        kind = "squared"
     elif spec.has_labels:
         kind = "binary"
     elif spec.num_trained_items - FIRST_INDEX <= config.full_softmax_items:
         kind = "softmax"
     else:
         kind = "sampled_softmax"
-    if kind in SAMPLED and config.label_smoothing > 0:
+    if kind == "squared" and spec.rating_scale is None:
         raise ConfigError(
-            "label smoothing spreads the target over all items, which a sample does not have. "
+            'loss.kind = "squared" needs ratings. Received: a dataset without. Prepare it with '
+            "prepare.predict_ratings, or use another loss."
+        )
+    if kind not in ("softmax", "binary") and config.label_smoothing > 0:
+        raise ConfigError(
+            "label smoothing is for the losses softmax, over all items, and binary. "
             f"Received: loss.label_smoothing = {config.label_smoothing} with {kind}. Set it to 0, "
             "or loss.kind to softmax."
         )
@@ -122,9 +132,9 @@ def _on_device(items: ItemBatch, device: torch.device) -> ItemBatch:
 class Objective:
     """The loss of a model on a catalogue. Create it once the model is on its device.
 
-    binary learns from every example whose item is in the catalogue; the other losses learn from
-    positives (label > 0) whose item train has seen. The others have weight 0. Of windows every
-    event is a target, predicted from the events before it.
+    binary and squared learn from every example whose item is in the catalogue; the other losses
+    learn from positives (label > 0) whose item train has seen. The others have weight 0. Of windows
+    every event is a target, predicted from the events before it.
 
     Args:
         model: The model, whose dense part is trained by the caller.
@@ -156,7 +166,7 @@ class Objective:
         self.device = model.global_bias.device
         self.collectives = collectives or OneProcess(self.device)
         # cold items have no positives: as negatives they would only learn to be bad
-        last = model.spec.num_items if self.kind == "binary" else model.spec.num_trained_items
+        last = model.spec.num_items if self.kind in LABELLED else model.spec.num_trained_items
         self._num_candidates = last - FIRST_INDEX
         is_item = ~catalogue.is_free[: self._num_candidates].cpu()
         places = is_item.nonzero()[:, 0]
@@ -224,8 +234,11 @@ class Objective:
         smoothing = self.config.label_smoothing
         if self.kind == "softmax":
             return softmax_loss_sum(users, items, candidates.positives, targets.weights, smoothing)
-        if self.kind == "binary":
+        if self.kind in LABELLED:
             scores = (users * items[candidates.positives]).sum(dim=1)
+            scale = self.model.spec.rating_scale
+            if self.kind == "squared" and scale is not None:
+                return (targets.weights * squared_loss(scores, targets.labels, scale)).sum()
             return (targets.weights * binary_loss(scores, targets.labels, smoothing)).sum()
         return sampled_loss_sum(
             self._sampled_loss(candidates), users, items, candidates.positives,
@@ -258,7 +271,7 @@ class Objective:
         counts = (places >= 0) & (places < self._num_candidates)
         labels = at(positions, batch.labels[:, 0])
         places = torch.where(counts, places, 0)
-        if self.kind != "binary":
+        if self.kind not in LABELLED:
             counts = counts & (labels > 0)
         return Targets(positions, places, labels, at(positions, batch.weights) * counts)
 
@@ -277,7 +290,7 @@ class Objective:
         none, no_weights = wanted.new_empty(0), torch.empty(0)
         if self.kind == "softmax":
             return Candidates(self._items, wanted, none, no_weights, no_weights)
-        if self.kind == "binary":
+        if self.kind in LABELLED:
             needed, places = torch.unique(wanted, return_inverse=True)
             items = select_items(self._items, needed)
             return Candidates(items, places, none, no_weights, no_weights)

@@ -28,6 +28,8 @@ class ModelSpec(BaseModel):
     """L."""
     has_labels: bool
     """Whether labels tell positives from negatives."""
+    rating_scale: tuple[float, float] | None = None
+    """The lowest and the highest rating, where labels are ratings."""
 
     @classmethod
     def from_manifest(cls, manifest: DatasetManifest) -> ModelSpec:
@@ -39,7 +41,13 @@ class ModelSpec(BaseModel):
             num_items=manifest.num_items,
             history_length=manifest.history_length,
             has_labels=manifest.has_labels,
+            rating_scale=manifest.rating_scale,
         )
+
+    @property
+    def is_absolute(self) -> bool:
+        """Whether a score stands for a probability or a rating, more than for an order."""
+        return self.has_labels or self.rating_scale is not None
 
     def features_of(self, *sides: str) -> tuple[FeatureSpec, ...]:
         """The features of the given sides, in the manifest's order."""

@@ -42,6 +42,7 @@ TOWERS: Mapping[str, type[Tower]] = {
     "deep": DeepTower,
 }
 BIAS_TABLE = "item_bias"
+USER_BIAS_TABLE = "user_bias"
 # the kernels want rows of a multiple of four numbers; the bias is their sum
 BIAS_WIDTH = 4
 _NUM_USER_SIGNALS = 4
@@ -52,7 +53,7 @@ _LOG_COUNT_SCALE = 0.2
 
 def vocabulary_of(table: str, spec: ModelSpec) -> str:
     """The vocabulary whose ids are the rows of a table; a text feature's column has none."""
-    if table == USER_TABLE:
+    if table in (USER_TABLE, USER_BIAS_TABLE):
         return USER_ID
     columns = {feature.column for feature in spec.features}
     return table if table in columns else ITEM_ID
@@ -67,7 +68,8 @@ class UnifiedModel(nn.Module):
 
     Attributes:
         tower_names: In the order in which their vectors stand side by side.
-        vector_width: T * D + 1. The last number is 1 for a user and the bias for an item.
+        vector_width: T * D + 1. The last number is 1 for a user and the bias for an item. Where
+            scores are more than an order, T * D + 2: then also the user's bias, and 1.
 
     Source: a gate over towers as in Ma et al. 2018, "Modeling Task Relationships in Multi-task
     Learning with Multi-gate Mixture-of-Experts", on each side apart so that the score factorises.
@@ -82,9 +84,10 @@ class UnifiedModel(nn.Module):
         num_towers = len(self.tower_names)
         self.user_gate = Gate(_NUM_USER_SIGNALS, num_towers, config.gate_hidden)
         self.item_gate = Gate(_NUM_ITEM_SIGNALS, num_towers, config.gate_hidden)
-        # without effect in a softmax; the base rate in binary cross-entropy
+        # without effect in a softmax; the base rate of probabilities, the mean of ratings
         self.global_bias = nn.Parameter(torch.zeros(()))
-        self.vector_width = num_towers * config.embedding_dim + 1
+        self._towers_width = num_towers * config.embedding_dim
+        self.vector_width = self._towers_width + 1 + spec.is_absolute
 
     def _towers(self) -> list[Tower]:
         return [tower for tower in self.towers.values() if isinstance(tower, Tower)]
@@ -103,6 +106,8 @@ class UnifiedModel(nn.Module):
         specs = {
             BIAS_TABLE: TableSpec(BIAS_TABLE, self.spec.num_trained_items, BIAS_WIDTH),
         }
+        if self.spec.is_absolute:
+            specs[USER_BIAS_TABLE] = TableSpec(USER_BIAS_TABLE, self.spec.num_users, BIAS_WIDTH)
         for tower in self._towers():
             specs.update({table.name: table for table in tower.table_specs()})
         return tuple(specs[name] for name in sorted(specs))
@@ -110,6 +115,9 @@ class UnifiedModel(nn.Module):
     def user_requests(self, batch: Batch, positions: Positions | None = None) -> dict[str, Request]:
         """Rows that `encode_users` needs; every name starts with ``user.``."""
         requests: dict[str, Request] = {}
+        if self.spec.is_absolute:
+            bags = with_unknown(batch.user_index, self._withholds_ids)
+            requests["user.bias"] = Request(USER_BIAS_TABLE, bags, "none")
         for tower in self._towers():
             requests.update(tower.user_requests(batch, self._withholds_ids, positions))
         return requests
@@ -146,8 +154,11 @@ class UnifiedModel(nn.Module):
             [tower.encode_users(batch, rows, withheld, positions) for tower in self._towers()],
             weights,
         )
-        ones = torch.ones(len(vectors), 1, dtype=vectors.dtype, device=vectors.device)
-        return torch.cat([vectors / self.config.temperature, ones], dim=1)
+        parts = [vectors / self.config.temperature, _ones(vectors)]
+        if self.spec.is_absolute:
+            bias = replace_withheld(rows["user.bias"], withheld).sum(dim=1, keepdim=True)
+            parts.append(at(positions, bias))
+        return torch.cat(parts, dim=1)
 
     def encode_items(self, items: ItemBatch, rows: Mapping[str, Tensor]) -> Tensor:
         """Item vectors.
@@ -166,7 +177,10 @@ class UnifiedModel(nn.Module):
             [tower.encode_items(items, rows, withheld) for tower in self._towers()], weights
         )
         bias = replace_withheld(rows["item.bias"], withheld).sum(dim=1, keepdim=True)
-        return torch.cat([vectors, bias + self.global_bias], dim=1)
+        parts = [vectors, bias + self.global_bias]
+        if self.spec.is_absolute:
+            parts.append(_ones(vectors))
+        return torch.cat(parts, dim=1)
 
     def tower_scores(self, users: Tensor, items: Tensor) -> Tensor:
         """Each tower's share of the scores, for explanations.
@@ -177,12 +191,15 @@ class UnifiedModel(nn.Module):
                 (1, M, W) for all pairs, (B, W) twice for B pairs.
 
         Returns:
-            (..., T + 1): the towers in the order of `tower_names`, then the item's bias. They sum
-            to the score.
+            (..., T + 1): the towers in the order of `tower_names`, then the biases. They sum to the
+            score.
         """
         products = users * items
-        towers = products[..., :-1].unflatten(-1, (len(self.tower_names), -1)).sum(dim=-1)
-        return torch.cat([towers, products[..., -1:]], dim=-1)
+        towers, biases = products.split_with_sizes(
+            [self._towers_width, self.vector_width - self._towers_width], dim=-1
+        )
+        towers = towers.unflatten(-1, (len(self.tower_names), -1)).sum(dim=-1)
+        return torch.cat([towers, biases.sum(dim=-1, keepdim=True)], dim=-1)
 
     def user_squared_norms(self, batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
         """Squared norm of the rows that each example uses on the user side: float32, (B,).
@@ -249,3 +266,7 @@ def _squared_norms(rows: Mapping[str, Tensor], prefix: str, index: Tensor) -> Te
         # without the unknown row, which is no example's
         total = total + rows[name][: len(index)].square().sum(dim=1)
     return total
+
+
+def _ones(vectors: Tensor) -> Tensor:
+    return torch.ones(len(vectors), 1, dtype=vectors.dtype, device=vectors.device)

@@ -18,7 +18,7 @@ from distrec.batch import ItemBatch
 from distrec.columns import FIRST_INDEX, PADDING_INDEX
 from distrec.config import LossConfig
 from distrec.dataset import TrainRows
-from distrec.model import SAMPLED, ModelSpec, UnifiedModel, resolve_loss_kind
+from distrec.model import LABELLED, SAMPLED, ModelSpec, UnifiedModel, resolve_loss_kind
 from distrec.model.losses import SCORES_PER_BLOCK
 from distrec.model.positions import window_targets
 from distrec.planner.dataset import Sample
@@ -110,7 +110,7 @@ def step_lookups(
     kind = resolve_loss_kind(model.spec, loss)
     num_targets = batch_rows if positions is None else share * len(positions.example)
     num_logits = num_targets
-    if kind != "binary":
+    if kind not in LABELLED:
         num_logits = min(num_targets * num_candidates, SCORES_PER_BLOCK)
     num_pairs = 0.0
     if "sequence" in model.tower_names:

@@ -128,6 +128,8 @@ def events_that_count(
     label = F.coalesce(F.col(c.LABEL), F.lit(1.0))
     if config.label_from_rating:
         label = above.cast("double")
+    if config.predict_ratings:
+        label = F.col(c.RATING)
     kept = kept.withColumn("__above", above).withColumn(c.LABEL, label)
     kept = workspace.materialize(kept, "unique")
     sums = kept.agg(F.count("*").alias("rows"), F.count_if("__above").alias("above")).collect()[0]

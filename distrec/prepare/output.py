@@ -45,6 +45,7 @@ class Output:
         counts: Rows by step; train, valid and test among them.
         times: min and max of the events' times.
         continuation: What is extended.
+        rating_scale: The lowest and the highest label of train, where they are ratings.
     """
 
     config: Config
@@ -57,6 +58,7 @@ class Output:
     counts: dict[str, int]
     times: dict[str, float]
     continuation: Continuation
+    rating_scale: tuple[float, float] | None
     written: dict[str, Written] = field(default_factory=dict)
 
     @property
@@ -204,6 +206,7 @@ class Output:
             train_rows=prepare.train_rows,
             has_time=self.examples.has_time,
             has_labels=prepare.events.label is not None or prepare.label_from_rating,
+            rating_scale=self.rating_scale,
             counts=self.counts,
             rejects=dict(sorted(self.audit.reasons.items())),
             statistics=statistics,

@@ -94,7 +94,7 @@ def _prepare(config: Config, workspace: Workspace, continuation: Continuation) -
         sources = read_sources(config.prepare, workspace)
     with stage("filter and split"):
         kept, counts = _filter(sources, config, workspace)
-        events, times = _split(kept, counts, config, workspace)
+        events, times, labels = _split(kept, counts, config, workspace)
     days = config.prepare.evict_after_days
     if days is not None:
         continuation = replace(continuation, oldest=int(times["max"]) - days * SECONDS_PER_DAY)
@@ -108,7 +108,7 @@ def _prepare(config: Config, workspace: Workspace, continuation: Continuation) -
         features = [feature for side in fitted.values() for feature in side]
         output = Output(
             config, workspace, examples, users, items, features, sources.audit, counts, times,
-            continuation,
+            continuation, labels if config.prepare.predict_ratings else None,
         )  # fmt: skip
         output.write()
     with stage("checksums"):
@@ -146,21 +146,27 @@ def _require_events(num_kept: int, counts: Counts) -> None:
 
 def _split(
     kept: DataFrame, counts: Counts, config: Config, workspace: Workspace
-) -> tuple[DataFrame, dict[str, float]]:
-    """Events with their split, and the first and last time; counts is added to."""
+) -> tuple[DataFrame, dict[str, float], tuple[float, float]]:
+    """Events with their split, the first and last time, the least and largest label of train.
+
+    counts is added to.
+    """
     prepare = config.prepare
     has_time = prepare.events.time is not None
     events = split_events(kept, prepare.split, config.seed, has_time, workspace)
     rows = events.groupBy(c.SPLIT).agg(
-        F.count("*").alias("rows"), F.min(c.TIME).alias("min"), F.max(c.TIME).alias("max")
-    )
+        F.count("*").alias("rows"), F.min(c.TIME).alias("min"), F.max(c.TIME).alias("max"),
+        F.min(c.LABEL).alias("least"), F.max(c.LABEL).alias("largest"),
+    )  # fmt: skip
     found = {row[c.SPLIT]: row for row in rows.collect()}
     for name in (c.TRAIN, c.VALID, c.TEST, KNOWN):
         counts[name] = found[name]["rows"] if name in found else 0
     require_rows({name: counts[name] for name in (c.TRAIN, c.VALID, c.TEST)}, prepare.split)
     first = min(row["min"] for row in found.values())
     last = max(row["max"] for row in found.values())
-    return events, {"min": float(first), "max": float(last)}
+    train = found[c.TRAIN]
+    labels = float(train["least"]), float(train["largest"])
+    return events, {"min": float(first), "max": float(last)}, labels
 
 
 def _find(

@@ -53,6 +53,7 @@ def read_sources(prepare: PrepareConfig, workspace: Workspace) -> Sources:
 
 def _read_events(prepare: PrepareConfig, workspace: Workspace, audit: Audit) -> DataFrame:
     source, split = prepare.events, prepare.split
+    rating_required = prepare.min_rating is not None or prepare.predict_ratings
     latest = int(time.time()) if prepare.latest_time is None else prepare.latest_time
     parts = {"": source.paths}
     if split.method == "given" and split.test_paths:
@@ -62,7 +63,7 @@ def _read_events(prepare: PrepareConfig, workspace: Workspace, audit: Audit) -> 
         if not paths:
             continue
         part = _read(source, paths, "events", workspace)
-        part = typed_events(part, source, latest, prepare.min_rating is not None)
+        part = typed_events(part, source, latest, rating_required)
         if name:
             part = part.withColumn(c.SPLIT, F.lit(name))
         whole = part if whole is None else whole.unionByName(part)

@@ -15,7 +15,7 @@ class Metric:
         meaning: One sentence.
         better: Which way is better; "depends" where neither is.
         family: ranking (is the withheld item found), beyond (what kind of list it is), or
-            classification (are probabilities right).
+            classification (are probabilities or ratings right).
     """
 
     label: str
@@ -85,6 +85,18 @@ METRICS = {
     ),
     "positive_share": Metric(
         "Positives", "Share of positives among the examples.", "depends", "classification"
+    ),
+    "rmse": Metric(
+        "RMSE",
+        "Root of the mean squared difference between rating and prediction.",
+        "lower",
+        "classification",
+    ),
+    "mae": Metric(
+        "MAE",
+        "Mean absolute difference between rating and prediction.",
+        "lower",
+        "classification",
     ),
     "num_examples": Metric("Examples", "Labelled examples measured.", "depends", "classification"),
 }

@@ -11,15 +11,15 @@ from distrec.batch import ItemBatch
 from distrec.config import Config
 from distrec.dataset import DatasetManifest
 from distrec.errors import ConfigError, DataError
-from distrec.metrics.classification import ClassificationMetrics
 from distrec.metrics.evaluation import (
     ModelScorer,
     encode_catalogue,
     evaluate_examples,
     evaluate_queries,
+    example_metrics,
     inference,
 )
-from distrec.metrics.names import MetricName, parse_metric_name
+from distrec.metrics.names import RATING, MetricName, parse_metric_name
 from distrec.metrics.ranking import RankingMetrics
 from distrec.model import UnifiedModel
 from distrec.reader import ExampleReader, has_both_labels, read_queries
@@ -36,7 +36,13 @@ def check_metric(name: str, manifest: DatasetManifest) -> MetricName:
         ConfigError: There is no such metric, or it needs labels that the data does not have.
     """
     metric = parse_metric_name(name)
-    if metric.needs_labels and not manifest.has_labels:
+    if metric.name in RATING:
+        if manifest.rating_scale is None:
+            raise ConfigError(
+                f"{metric.name} needs ratings. Received: train.metric = {name!r} and a dataset "
+                "without. Set prepare.predict_ratings, or use a ranking metric such as ndcg@10."
+            )
+    elif metric.needs_labels and not manifest.has_labels:
         raise ConfigError(
             f"{metric.name} needs labels. Received: train.metric = {name!r} and a dataset without. "
             "Name prepare.events.label, or use a ranking metric such as ndcg@10."
@@ -98,7 +104,8 @@ class Validator:
         self.collectives = collectives
         self.metric = check_metric(config.train.metric, manifest)
         self._num_queries = self._rows(columns.VALID_QUERIES)
-        self._num_examples = self._rows(columns.VALID) if manifest.has_labels else 0
+        has_metrics = example_metrics(manifest) is not None
+        self._num_examples = self._rows(columns.VALID) if has_metrics else 0
         self.has_data = bool(self._num_examples if self.metric.needs_labels else self._num_queries)
 
     def _rows(self, split: str) -> int:
@@ -116,7 +123,8 @@ class Validator:
 
         Returns:
             Ranking metrics at the cut-offs of evaluate.ks and train.metric; auc, log_loss and
-            calibration where there are labels. What is not defined is left out.
+            calibration where there are labels; rmse and mae of ratings. What is not defined is left
+            out.
         """
         with inference(model):
             vectors = encode_catalogue(
@@ -127,7 +135,7 @@ class Validator:
             if self._num_queries:
                 values |= self._ranking(scorer, beat)
             if self._num_examples:
-                values |= self._classification(scorer, beat)
+                values |= self._of_examples(scorer, beat)
         return {
             name: float(value)
             for name, value in values.items()
@@ -160,7 +168,7 @@ class Validator:
         )
         return metrics.compute()
 
-    def _classification(
+    def _of_examples(
         self, scorer: ModelScorer, beat: Callable[[], None]
     ) -> dict[str, float | None]:
         reader = ExampleReader(
@@ -172,10 +180,10 @@ class Validator:
             self.config.evaluate.batch_size * self.collectives.world.world_size,
             self.config.seed,
         )
-        metrics = evaluate_examples(
-            scorer, _beating(reader.batches(epoch=0), beat), ClassificationMetrics()
-        )
+        metrics = example_metrics(self.manifest)
+        assert metrics is not None
+        evaluate_examples(scorer, _beating(reader.batches(epoch=0), beat), metrics)
         metrics.load_state_vector(
-            self.collectives.allreduce(metrics.state_vector(), "valid.classification")
+            self.collectives.allreduce(metrics.state_vector(), "valid.examples")
         )
         return metrics.compute()

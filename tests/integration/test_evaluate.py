@@ -218,6 +218,18 @@ def test_the_model_measures_as_it_did_in_training(
     assert values["auc"] > 0.6
 
 
+def test_ratings_measure_as_in_training(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    write_dataset(config.dataset_directory, num_users=60, ratings=True)
+    train(config, start(config.launch, distributed=False))
+    evaluate.run(config)
+    trained = read_checkpoint_manifest(find(config.checkpoint_directory)).metrics
+    part = json.loads(config.metrics_path.read_text())["splits"]["valid"]["models"]["distrec"]
+    assert list(part["classification"]) == ["rmse", "mae", "num_examples"]
+    for name in ("rmse", "mae"):
+        assert part["classification"][name] == pytest.approx(trained[name], rel=1e-5)
+
+
 def test_a_share_of_the_baselines_and_other_options(run: Config, tmp_path: Path) -> None:
     options = {"ks": [3], "exclude_seen": False, "baselines": ["popularity"]}
     config = make_config(run.directory, **options)

@@ -332,3 +332,27 @@ def test_given_split_with_labels_and_without_times(spark: SparkSession, tmp_path
     assert (query["user_id"], query["targets"], query["seen"]) == ("1", [1], [2, 3, 4])
     assert (query["history"], query["history_times"], query["time"]) == ([2, 3], [0, 0], 0)
     assert len(rows(manifest, directory, "test")) == 3
+
+
+def test_ratings_as_labels(spark: SparkSession, tmp_path: Path) -> None:
+    """The scale is that of train; a row without a rating is rejected."""
+    lines = {"train": ["1,a,3", "1,b,4.5", "2,a,1", "2,c,"], "test": ["1,c,5", "2,b,0.5"]}
+    for name, events in lines.items():
+        (tmp_path / f"{name}.csv").write_text("\n".join(["u,i,stars", *events]) + "\n")
+    events = {
+        "paths": [str(tmp_path / "train.csv")], "user": "u", "item": "i", "rating": "stars",
+    }  # fmt: skip
+    split = {"method": "given", "test_paths": [str(tmp_path / "test.csv")]}
+    section = {"events": events, "split": split, "predict_ratings": True, "max_reject_share": 0.5}
+    config = config_of(tmp_path / "run", prepare=section)
+    manifest = prepare.run(spark, config)
+    assert manifest.rating_scale == (1.0, 4.5)
+    assert not manifest.has_labels
+    assert manifest.rejects == {"events: column 'stars' is empty": 1}
+    directory = config.dataset_directory
+    train = {
+        (row["user_index"], row["item_index"]): row["label"]
+        for row in rows(manifest, directory, "train")
+    }
+    assert sorted(train.values()) == [1.0, 3.0, 4.5]
+    assert sorted(row["label"] for row in rows(manifest, directory, "test")) == [0.5, 5.0]

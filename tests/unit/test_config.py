@@ -50,6 +50,12 @@ def test_overrides_are_toml_values_or_strings() -> None:
         ),
         ("train.max_epochs='3'", "Input should be a valid integer. Received: '3'."),
         ("loss.kind=binary", 'loss.kind = "binary" needs labels. Received: neither'),
+        ("loss.kind=squared", 'loss.kind = "squared" needs ratings. Received: no prepare.predict'),
+        (
+            "prepare={predict_ratings=true, events={paths=['x'], rating='r', label='y'}}",
+            "predict_ratings needs events.rating, and no other label. Received: events.rating = "
+            "'r', events.label = 'y'",
+        ),
         ("model.embedding_dim=6", "Input should be a multiple of 4. Received: 6."),
         (
             "model={towers=['sequence'], sequence_heads=3}",

@@ -15,6 +15,8 @@ from distrec.metrics.names import metric_names, parse_metric_name
         ("map@7", "map", 7, True, False),
         ("auc", "auc", None, True, True),
         ("log_loss", "log_loss", None, False, True),
+        ("rmse", "rmse", None, False, True),
+        ("mae", "mae", None, False, True),
     ],
 )
 def test_names_are_taken_apart(

@@ -22,6 +22,7 @@ from distrec.model.losses import (
     sampled_loss_sum,
     sampled_softmax_loss,
     softmax_loss_sum,
+    squared_loss,
 )
 from distrec.model.objective import select_items
 from distrec.model.sampling import Negatives, NegativeSampler
@@ -87,6 +88,12 @@ def test_binary_by_hand() -> None:
     np.testing.assert_allclose(losses, [-math.log(3 / 4), -math.log(1 / 4)], rtol=1e-6)
     smooth = binary_loss(scores[:1], torch.ones(1), label_smoothing=0.2).item()
     assert smooth == pytest.approx(-(0.9 * math.log(3 / 4) + 0.1 * math.log(1 / 4)), rel=1e-5)
+
+
+def test_squared_by_hand() -> None:
+    # ratings 3, 4 and 6, which is not on the scale
+    found = squared_loss(torch.tensor([0.0, 1.0, 3.0]), torch.tensor([5.0, 3.5, 5.0]), (1.0, 5.0))
+    np.testing.assert_allclose(found, [4.0, 0.25, 1.0], rtol=1e-6)
 
 
 def test_sampled_softmax_by_hand_leaves_accidental_hits_out() -> None:
@@ -319,6 +326,29 @@ def test_binary_objective_learns_from_negatives_and_cold_items() -> None:
         expected -= weight * math.log(chance if label else 1 - chance)
     assert loss_of(objective, tables, batch).item() == pytest.approx(expected, rel=1e-5)
     assert objective.weight_sum(batch).item() == 3.0
+
+
+def test_squared_objective_has_a_bias_of_the_user_and_learns_from_cold_items() -> None:
+    spec = SPEC.model_copy(update={"rating_scale": (1.0, 5.0)})
+    model = make_model(spec, towers=("cf",))
+    tables = InMemoryTables(model)
+    objective = make_objective(model, "auto")
+    assert objective.kind == "squared"
+    batch = make_batch([2, 3, 4], [2, 9, 1], [[], [], []], [4.5, 1.0, 2.0])
+    user, item, bias, user_bias = (
+        tables.weights[name].detach().numpy() for name in ("user", "item", "item_bias", "user_bias")
+    )
+    expected = 0.0
+    for u, row, rating, weight in ((2, 2, 4.5, 1.0), (3, 1, 1.0, 2.0)):  # 9 is cold, 1 no item
+        score = float(user[u] @ item[row] + bias[row].sum() + user_bias[u].sum())
+        expected += weight * (3.0 + score - rating) ** 2
+    assert loss_of(objective, tables, batch).item() == pytest.approx(expected, rel=1e-5)
+    assert objective.weight_sum(batch).item() == 3.0
+
+
+def test_squared_loss_of_data_without_ratings_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"needs ratings. Received: a dataset without"):
+        resolve_loss_kind(SPEC, LossConfig(kind="squared"))
 
 
 def test_sampled_objective_masks_the_positive_among_the_negatives() -> None:

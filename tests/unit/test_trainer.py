@@ -253,6 +253,21 @@ def test_labels_and_a_metric_of_probabilities(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoints-before-1").exists()
 
 
+def test_ratings_are_predicted_in_validation(tmp_path: Path) -> None:
+    """One in ten events is of another group and rated 1: the mean is 1.05 off, a constant."""
+    keys: dict[str, Any] = {"train": {"metric": "rmse", "max_epochs": 6, "learning_rate": 0.03}}
+    config = make_config(tmp_path, keys, ratings=True, num_users=120)
+    result = run(config)
+    values = [entry["metrics"]["rmse"] for entry in log_entries(config, "valid")]
+    assert result.value == pytest.approx(min(values))
+    assert min(values) < 0.6
+    entry = log_entries(config, "valid")[-1]["metrics"]
+    assert entry["mae"] <= entry["rmse"]
+    assert "log_loss" not in entry
+    with pytest.raises(ConfigError, match=r"rmse needs ratings. Received: train.metric = 'rmse'"):
+        run(make_config(tmp_path / "plain", keys))
+
+
 @pytest.mark.parametrize("labels", [False, True])
 def test_the_global_bias_is_trained_where_it_has_an_effect(tmp_path: Path, labels: bool) -> None:
     config = make_config(tmp_path, {"train": {"max_steps": 3, "metric": "ndcg@10"}}, labels=labels)

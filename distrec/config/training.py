@@ -148,6 +148,9 @@ class ModelConfig(Section):
     """Share of the history's items that the sequence tower sees as the unknown one in training."""
     deep_hidden: tuple[int, ...] = (128,)
     """Widths of the hidden layers of the deep tower, user and item side."""
+    deep_crosses: int = Field(default=0, ge=0)
+    """Cross layers (DCN-v2) over the features of each side, before the hidden layers of the deep
+    tower."""
     gate_hidden: int = Field(default=16, ge=1)
     """Width of the hidden layer of the gate."""
     dropout: float = Field(default=0.2, ge=0, lt=1)

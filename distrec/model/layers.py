@@ -1,4 +1,4 @@
-"""The dense building blocks of the towers: the multi-layer perceptron and the gate."""
+"""The dense building blocks of the towers: perceptron, cross layers and gate."""
 
 from __future__ import annotations
 
@@ -40,6 +40,30 @@ class MultiLayerPerceptron(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """float32 (B, input_dim) to (B, output_dim)."""
         outputs: Tensor = self.layers(inputs)
+        return outputs
+
+
+class CrossNetwork(nn.Module):
+    """Layers that multiply each number by a linear map of all: x' = x0 * (W x + b) + x.
+
+    l of them make products of up to l + 1 features, which an MLP can only approach.
+
+    Args:
+        width: Of the input x0, and of the output.
+        num_layers: None gives the input back.
+
+    Source: Wang et al. 2021, arXiv:2008.13535 (DCN-v2), equation 1.
+    """
+
+    def __init__(self, width: int, num_layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(num_layers))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """float32 (B, width) to (B, width)."""
+        outputs = inputs
+        for layer in self.layers:
+            outputs = inputs * layer(outputs) + outputs
         return outputs
 
 

@@ -15,7 +15,7 @@ from distrec.batch import Batch, ItemBatch, Jagged
 from distrec.columns import UNKNOWN_INDEX
 from distrec.config import ModelConfig
 from distrec.model.features import FeatureEncoder, keep_values
-from distrec.model.layers import MultiLayerPerceptron
+from distrec.model.layers import CrossNetwork, MultiLayerPerceptron
 from distrec.model.positions import Positions, at, padded_places
 from distrec.model.spec import ModelSpec
 from distrec.sharding.lookup import Request
@@ -240,6 +240,8 @@ class AutoencoderTower(Tower):
 class DeepTower(Tower):
     """Two MLPs: over the features of user and context, and over those of the item.
 
+    With model.deep_crosses, cross layers of each side's features come before its MLP.
+
     Source: Covington, Adams and Sargin 2016, "Deep Neural Networks for YouTube Recommendations",
     section 3; with features on the item side too, so that a cold item has a vector.
     """
@@ -250,6 +252,8 @@ class DeepTower(Tower):
             spec.features_of("user", "context"), "user", config.feature_dim, config.id_dropout
         )
         self.item_features = FeatureEncoder(spec.features_of("item"), "item", config.feature_dim)
+        self.user_crosses = CrossNetwork(self.user_features.output_dim, config.deep_crosses)
+        self.item_crosses = CrossNetwork(self.item_features.output_dim, config.deep_crosses)
         self.user_network = MultiLayerPerceptron(
             self.user_features.output_dim, config.deep_hidden, config.embedding_dim, config.dropout
         )
@@ -279,12 +283,14 @@ class DeepTower(Tower):
         positions: Positions | None,
     ) -> Tensor:
         """The encoded features."""
-        encoded: Tensor = self.user_network(self.user_features(rows, batch.dense))
+        crossed = self.user_crosses(self.user_features(rows, batch.dense))
+        encoded: Tensor = self.user_network(crossed)
         return at(positions, encoded)
 
     def encode_items(
         self, items: ItemBatch, rows: Mapping[str, Tensor], withheld: Tensor | None
     ) -> Tensor:
         """The encoded features."""
-        encoded: Tensor = self.item_network(self.item_features(rows, items.dense))
+        crossed = self.item_crosses(self.item_features(rows, items.dense))
+        encoded: Tensor = self.item_network(crossed)
         return encoded

@@ -15,6 +15,7 @@ from distrec.batch import Batch, ItemBatch, Jagged
 from distrec.config import ModelConfig
 from distrec.dataset import FeatureSpec
 from distrec.model import ModelSpec, UnifiedModel
+from distrec.model.layers import CrossNetwork
 from distrec.sharding.lookup import Request, pool
 from tests.synthetic import write_dataset
 
@@ -313,3 +314,35 @@ def test_fresh_scores_are_near_zero() -> None:
     users, items = encode(model, tables, BATCH, make_catalogue())
     scores = (users @ items.T).detach()
     assert 0 < scores.abs().max() < 0.5
+
+
+def test_cross_layers_by_hand() -> None:
+    crosses = CrossNetwork(2, 2)
+    weights = [torch.tensor([[1.0, 2.0], [0.0, -1.0]]), torch.tensor([[0.0, 1.0], [3.0, 0.5]])]
+    biases = [torch.tensor([0.5, 0.0]), torch.tensor([0.0, -1.0])]
+    for layer, weight, bias in zip(crosses.layers, weights, biases, strict=True):
+        layer.load_state_dict({"weight": weight, "bias": bias})
+    # x0 (2, 3): W x0 + b = (8.5, -3), x1 = (19, -6); W x1 + b = (-6, 53), x2 = (7, 153)
+    assert crosses(torch.tensor([[2.0, 3.0]])).tolist() == [[7.0, 153.0]]
+    assert CrossNetwork(2, 0)(torch.tensor([[2.0, 3.0]])).tolist() == [[2.0, 3.0]]
+
+
+def test_crosses_of_the_deep_tower_come_before_its_perceptron() -> None:
+    model = make_model(towers=("deep",), deep_crosses=2)
+    tables = InMemoryTables(model)
+    tower = model.towers["deep"]
+    batch, items = BATCH, make_catalogue()
+    rows = tables({**model.user_requests(batch), **model.item_requests(items)})
+    for side, encode, of in (
+        ("user", tower.encode_users, batch),
+        ("item", tower.encode_items, items),
+    ):
+        inputs = getattr(tower, f"{side}_features")(rows, of.dense)
+        crossed = inputs
+        for layer in getattr(tower, f"{side}_crosses").layers:
+            crossed = inputs * (crossed @ layer.weight.T + layer.bias) + crossed
+        expected = getattr(tower, f"{side}_network")(crossed)
+        arguments = (None, None) if side == "user" else (None,)
+        torch.testing.assert_close(encode(of, rows, *arguments), expected)
+        plain = getattr(tower, f"{side}_network")(inputs)
+        assert float((plain - expected).detach().abs().max()) > 1e-4

@@ -206,7 +206,8 @@ class StoredRows:
         with _reading(self._path), self._path.open("rb", buffering=0) as file:
             file.seek(self._start + start * row_bytes)
             while left:
-                count = file.readinto(left)  # type: ignore[attr-defined]
+                pulse.beat()
+                count = file.readinto(left[:CHUNK_BYTES])  # type: ignore[attr-defined]
                 if not count:
                     raise OSError("the file ends too early")
                 left = left[count:]

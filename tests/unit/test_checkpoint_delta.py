@@ -205,7 +205,7 @@ def lead_out(paths: list[Path]) -> None:
         (replace, "is another one of this name"),
         (chain, "is another one of this name"),
         (lead_out, "String should match pattern"),
-        (reshape, "a delta has the tables of its base|and state width that it was saved with"),
+        (reshape, "has the tables of its base|state width and compression that"),
         (lambda paths: change(paths, row_ids=torch.tensor([5, 2])), "row numbers of shard 0 of 1"),
         (lambda paths: change(paths, row_ids=torch.tensor([2, 2])), "row numbers of shard 0 of 1"),
         (lambda paths: change(paths, row_ids=torch.tensor([2, 11])), "row numbers of shard 0 of 1"),

@@ -1,5 +1,6 @@
 # make run    set up what is missing, then the whole pipeline on MovieLens-100K
 # make test   set up what is missing, then every test
+# make faults kill ranks and launchers at every phase of training
 # make lint   what CI checks of style and types
 # make doctor which parts are there and work
 
@@ -8,13 +9,17 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 CONFIG ?= conf/movielens-100k.toml
 
-.PHONY: run test lint docs doctor setup clean
+.PHONY: run test faults lint docs doctor setup clean
 
 run: setup
 	$(BIN)/distrec run $(CONFIG)
 
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --durations=15
+
+# kills ranks and launchers everywhere; ends with a table of what each cost
+faults: setup
+	DISTREC_FAULTS=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults
 
 lint: setup
 	$(BIN)/ruff check .

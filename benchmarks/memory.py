@@ -35,9 +35,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distrec import columns as c
+from distrec.attempt import horovodrun_command
 from distrec.config import Config, dump_config, load_config, parse_config
 from distrec.dataset import MANIFEST, DatasetManifest, FileEntry, Split
-from distrec.launch import horovodrun_command
 from distrec.planner import plan_run
 from distrec.reader.layout import example_layout, item_layout, query_layout
 

@@ -355,6 +355,18 @@ def export(
 
 
 @app.command()
+def status(
+    run_directory: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Directory of a run.", show_default=False)
+    ],
+) -> None:
+    """What a run is doing, how far it is, and which rank is slow."""
+    from distrec import status as state
+
+    state.show(state.read_status(run_directory), Console())
+
+
+@app.command()
 def doctor() -> None:
     """Which parts are there, what works, and what mends the rest."""
     from distrec.doctor import examine

@@ -1,7 +1,7 @@
 """The errors of distrec: each says the rule, what was received and the fix.
 
 The exit codes are for schedulers: a job that ends with 2 to 5 will fail again if it is only run
-again, one that ends with 6 may succeed.
+again, one that ends with 6 may succeed, and one that ends with 7 goes on when it is run again.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ class DistrecError(Exception):
     """Base of every error that a user can cause or mend."""
 
     exit_code = 1
+    may_pass = False
+    """Whether the same job, started again from its last checkpoint, may succeed."""
 
 
 class ConfigError(DistrecError):
@@ -41,3 +43,39 @@ class LaunchError(DistrecError):
     """The ranks or Spark could not be started, or one of them died."""
 
     exit_code = 6
+
+
+class RankLostError(LaunchError):
+    """A rank died, was stuck or frozen, or the ranks did not find each other.
+
+    Args:
+        message: What happened.
+        rank: Which it was, if that is known.
+    """
+
+    may_pass = True
+
+    def __init__(self, message: str, rank: int | None = None) -> None:
+        super().__init__(message)
+        self.rank = rank
+
+
+class RankFailedError(DistrecError):
+    """A rank failed in a way that none of the other errors describes.
+
+    Args:
+        message: What happened.
+        rank: Which it was.
+    """
+
+    may_pass = True
+
+    def __init__(self, message: str, rank: int | None = None) -> None:
+        super().__init__(message)
+        self.rank = rank
+
+
+class StoppedError(DistrecError):
+    """The job was told to stop, and goes on from its checkpoint when it is run again."""
+
+    exit_code = 7

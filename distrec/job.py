@@ -22,7 +22,7 @@ JOBS_LOG = "jobs.jsonl"
 EXIT_CODES = """\
 exit codes: 0 done; 1 unexpected error; 2 configuration or arguments; 3 data; 4 checkpoint;
 5 training (loss not finite, ranks disagree); 6 launch (a rank or Spark died: may succeed next
-time); 130 interrupted (Ctrl-C)
+time); 7 training was stopped by SIGTERM (goes on next time); 130 interrupted (Ctrl-C)
 """
 _INTERRUPTED = 130
 _interrupt = threading.Event()

@@ -99,6 +99,27 @@ class LaunchConfig(Section):
     timeout_seconds: int = Field(default=120, ge=1)
     """A rank that does nothing for longer stops the job; so does one that waits in a collective
     while no other rank moves, which is seen where the ranks share the directory of the output."""
+    max_restarts: int = Field(default=3, ge=0)
+    """How often `distrec train` starts the ranks again, from the newest checkpoint that is whole,
+    after one of them has died, was stuck or failed in an unforeseen way. Counted anew after each
+    new checkpoint; 0: never. Errors in configuration, data or checkpoints, and a loss that is not
+    finite, are not tried again."""
+    restart_backoff_seconds: float = Field(default=5.0, ge=0)
+    """Wait before the first restart; doubled for each further one, up to 5 minutes."""
+    min_ranks: int | None = Field(default=None, ge=1)
+    """With hosts: go on without those that ssh does not reach, on as many ranks as the others have
+    slots for, if that is no fewer than this. Not given: num_ranks, that is, wait for them."""
+    grace_seconds: float = Field(default=30.0, ge=0)
+    """After SIGTERM the ranks have so long to save a checkpoint at the end of their step."""
+
+    @model_validator(mode="after")
+    def _fewest(self) -> LaunchConfig:
+        if self.min_ranks is not None and self.min_ranks > self.num_ranks:
+            raise ValueError(
+                f"min_ranks is at most num_ranks. Received: min_ranks = {self.min_ranks}, "
+                f"num_ranks = {self.num_ranks}. Lower min_ranks"
+            )
+        return self
 
 
 class SparkConfig(Section):

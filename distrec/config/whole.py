@@ -105,6 +105,11 @@ class Config(Section):
         """Logs, TensorBoard events and the learning curve."""
         return self.directory / "logs"
 
+    @property
+    def stop_path(self) -> Path:
+        """A file by which the launcher tells the ranks, on every host, to save and end."""
+        return self.logs_directory / "stop"
+
     @model_validator(mode="after")
     def _possible(self) -> Config:
         slots = sum(int(host.rpartition(":")[2]) for host in self.launch.hosts if ":" in host)

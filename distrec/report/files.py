@@ -20,8 +20,8 @@ from distrec.errors import DataError
 JOBS_LOG = "jobs.jsonl"
 TRAIN_LOG = "train.jsonl"
 PLAN_LOG = "plan.json"
-# of the report itself: it would change with every report written
-REPORT_JOB = "report"
+# the report itself, with which it would change each time, and attempts, which are within training
+_NO_JOBS = ("report", "train restart")
 
 
 @dataclass
@@ -136,7 +136,7 @@ def _latest_jobs(path: Path) -> list[dict[str, Any]]:
     latest: dict[str, dict[str, Any]] = {}
     for entry in _lines(path):
         name = entry.get("job")
-        if isinstance(name, str) and name != REPORT_JOB:
+        if isinstance(name, str) and name not in _NO_JOBS:
             latest.pop(name, None)
             latest[name] = entry
     return list(latest.values())

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from distrec.config import LaunchConfig
-from distrec.errors import LaunchError
+from distrec.errors import LaunchError, RankLostError
 from distrec.world import World
 
 Operation = Literal["sum", "max", "min"]
@@ -242,7 +242,7 @@ class HorovodCollectives(Collectives):
         try:
             hvd.init()
         except Exception as error:
-            raise LaunchError(
+            raise RankLostError(
                 f"Horovod could not start: {error}. Check launch.hosts and "
                 "launch.network_interfaces."
             ) from error

@@ -14,7 +14,7 @@ from distrec import checkpoint
 from distrec.batch import Batch
 from distrec.checkpoint.together import together
 from distrec.config import Config
-from distrec.errors import DataError
+from distrec.errors import DataError, StoppedError
 from distrec.sharding.collectives import Collectives
 from distrec.trainer import setup
 from distrec.trainer.early_stopping import EarlyStopping
@@ -65,7 +65,12 @@ class TrainResult:
         }  # fmt: skip
 
 
-def train(config: Config, collectives: Collectives, beat: Beat = lambda phase: None) -> TrainResult:
+def train(
+    config: Config,
+    collectives: Collectives,
+    beat: Beat = lambda phase: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> TrainResult:
     """Train until the last step or until patience ends; go on from a checkpoint of the same run.
 
     A run that has none yet begins with the weights of train.warm_start, if that is set.
@@ -76,8 +81,10 @@ def train(config: Config, collectives: Collectives, beat: Beat = lambda phase: N
         config: Of the run, the same on every rank.
         collectives: Of the job.
         beat: Told what comes next, each time something was done; for a watchdog.
+        stop: Asked once a step; when it is true on any rank, all of them save after that step.
 
     Raises:
+        StoppedError: On every rank, after a checkpoint, when one was told to stop.
         DistrecError: On every rank, unless a rank's data is damaged in mid-epoch: then that rank
             raises and the others fail in the next collective.
     """
@@ -111,7 +118,7 @@ def train(config: Config, collectives: Collectives, beat: Beat = lambda phase: N
         load_warm_start(run, older)
     if world.is_first:
         setup.write_plan(inputs, world.world_size)
-    return _Loop(run, saved, beat).run_to_end()
+    return _Loop(run, saved, beat, stop).run_to_end()
 
 
 class _Loop:
@@ -121,11 +128,20 @@ class _Loop:
         run: What trains.
         saved: Manifest of the checkpoint that the run goes on from.
         beat: Told what comes next.
+        stop: Whether this rank was told to stop.
     """
 
-    def __init__(self, run: Run, saved: checkpoint.CheckpointManifest | None, beat: Beat) -> None:
+    def __init__(
+        self,
+        run: Run,
+        saved: checkpoint.CheckpointManifest | None,
+        beat: Beat,
+        stop: Callable[[], bool],
+    ) -> None:
         self.run = run
         self.beat = beat
+        self.stop = stop
+        self.is_stopped = False
         self.train_config = run.config.train
         self.directory = run.config.checkpoint_directory
         self.is_first = run.collectives.world.is_first
@@ -180,11 +196,16 @@ class _Loop:
     def run_to_end(self) -> TrainResult:
         """All that is left to do."""
         try:
-            while not self.is_done:
+            while not (self.is_done or self.is_stopped):
                 self._run_epoch()
             self._drop_ahead()
         finally:
             self.progress.close()
+        if not self.is_done:
+            raise StoppedError(
+                f"training was told to stop after step {self.global_step} of "
+                f"{self.run.total_steps}, which is saved. The next train goes on from there."
+            )
         return self._result()
 
     def _run_epoch(self) -> None:
@@ -201,7 +222,7 @@ class _Loop:
                 is_epoch_end = step_in_epoch + 1 == self.steps_per_epoch
                 rows += self._step(batches, epoch, place, is_epoch_end)
                 self._after_step(place, is_epoch_end)
-                if self.is_done and not is_epoch_end:
+                if (self.is_done or self.is_stopped) and not is_epoch_end:
                     break
             else:
                 # the reader counts this rank's rows once it is asked for more
@@ -234,9 +255,10 @@ class _Loop:
         )
         result = train_step(
             self.run, prepared, self.global_step, place,
-            prepare_next if prefetches else lambda: None,
+            prepare_next if prefetches else lambda: None, self.stop(),
         )  # fmt: skip
         self.global_step += 1
+        self.is_stopped = result.is_stopped
         self.progress.step_done(self.global_step, epoch, result, waited)
         return result.num_rows
 
@@ -274,7 +296,7 @@ class _Loop:
     def _after_step(self, place: str, is_epoch_end: bool) -> None:
         """Validate and save where it is due."""
         due, save_due = self._due(self.global_step, is_epoch_end)
-        if not (due or save_due):
+        if not (due or save_due or self.is_stopped):
             return
         check_state(self.run, place)
         metrics: dict[str, float] = {}
@@ -282,7 +304,7 @@ class _Loop:
         is_best = due
         if due and self.run.validator.has_data:
             metrics, is_best = self._validate(place)
-        if save_due or is_best or self.stopping.should_stop:
+        if save_due or is_best or self.stopping.should_stop or self.is_stopped:
             self._save(metrics, is_best)
         self.progress.restart_clock()
 

@@ -97,7 +97,13 @@ class Progress:
             "examples_per_second": sum(step.num_rows for step in steps) / seconds,
             "input_wait_share": min(1.0, self._input_seconds / seconds),
         }
-        entry = {"kind": "step", "step": global_step, "epoch": epoch, **values}
+        entry = {
+            "kind": "step",
+            "step": global_step,
+            "total_steps": self.total_steps,
+            "epoch": epoch,
+            **values,
+        }
         self._write({**entry, "seconds": round(self.seconds, 3)})
         self._scalars("train", global_step, values)
         logger.info(

@@ -17,6 +17,7 @@ from distrec.config import Config
 from distrec.errors import DistrecError, LaunchError
 from distrec.sharding import collectives as collective
 from distrec.trainer.loop import train
+from distrec.trainer.preemption import StopRequest
 from distrec.trainer.watchdog import EXIT_CODE, Watchdog, heartbeat_path
 
 _RANK_VARIABLES = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
@@ -50,13 +51,17 @@ def run_rank(config: Config) -> dict[str, Any]:
     _begin(config, rank)
     try:
         group = collective.start(config.launch)
-        with Watchdog(
-            rank,
-            config.launch.timeout_seconds,
-            config.logs_directory,
-            lambda message, waits: _record_timeout(config, rank, message, waits),
-        ) as watchdog:
-            summary = train(config, group, watchdog.beat).summary()
+        stop = StopRequest(config.stop_path)
+        with (
+            stop.listening(),
+            Watchdog(
+                rank,
+                config.launch.timeout_seconds,
+                config.logs_directory,
+                lambda message, waits: _record_timeout(config, rank, message, waits),
+            ) as watchdog,
+        ):
+            summary = train(config, group, watchdog.beat, stop).summary()
         group.barrier("train.end")
     except BaseException as error:
         code = error.exit_code if isinstance(error, DistrecError) else 1

@@ -33,6 +33,7 @@ class StepResult:
         num_rows: Examples.
         learning_rate: Of the dense part.
         gradient_norm: Of the dense part, before clipping.
+        is_stopped: Whether any rank was told to stop.
     """
 
     loss: float
@@ -41,6 +42,7 @@ class StepResult:
     num_rows: int
     learning_rate: float
     gradient_norm: float
+    is_stopped: bool
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ def train_step(
     global_step: int,
     place: str,
     before_backward: Callable[[], None] = lambda: None,
+    stop: bool = False,
 ) -> StepResult:
     """Do one optimizer update. Collective.
 
@@ -114,6 +117,7 @@ def train_step(
         global_step: Updates done so far.
         place: Where in the data that is, for errors.
         before_backward: Called once nothing random is left to do in this step.
+        stop: Whether this rank was told to stop after this step.
 
     Raises:
         TrainingError: On every rank, when the loss or a gradient of any rank is not finite. A loss
@@ -129,7 +133,8 @@ def train_step(
     rows = run.tables(prepared.requests, prepared.asked)
     loss_sum, parts = run.objective.loss_sum(batch, rows, global_step)
     own = torch.stack([loss_sum.detach().double(), run.objective.weight_sum(batch).double()])
-    own = torch.cat([own, own.new_tensor([parts["loss"], parts["l2"], float(batch.batch_size)])])
+    further = [parts["loss"], parts["l2"], float(batch.batch_size), float(stop)]
+    own = torch.cat([own, own.new_tensor(further)])
     totals = collectives.allreduce(own, "train.totals").tolist()
     _check_finite(run, own, totals, place)
     before_backward()
@@ -148,6 +153,7 @@ def train_step(
         num_rows=round(totals[4]),
         learning_rate=config.train.learning_rate * share,
         gradient_norm=norm,
+        is_stopped=totals[5] > 0,
     )
 
 

@@ -14,10 +14,13 @@ import faulthandler
 import json
 import logging
 import os
+import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -32,6 +35,9 @@ _GRACE_SHARE = 0.25
 # of the timeout, after which a silent rank looks at the others
 _PATIENT_SHARE = 0.5
 _WAITING_FILE = os.path.join("sharding", "collectives.py")
+_READING_DIRECTORY = os.sep + os.path.join("distrec", "reader") + os.sep
+# looks at the main thread that the heartbeat's shares are of: a minute of them
+_NUM_LOOKS = 120
 
 logger = logging.getLogger("distrec.train")
 
@@ -39,6 +45,11 @@ logger = logging.getLogger("distrec.train")
 def heartbeat_path(logs_directory: Path, rank: int) -> Path:
     """What a rank is doing, written every half second."""
     return logs_directory / f"heartbeat-{rank}.json"
+
+
+def stacks_path(logs_directory: Path, rank: int) -> Path:
+    """Stacks of a rank each time that it was ended, for later."""
+    return logs_directory / f"stacks-{rank}.txt"
 
 
 class _Peers:
@@ -97,6 +108,7 @@ class Watchdog:
         self._num_beats = 0
         self._peers = _Peers(logs_directory, rank)
         self._peers_moved_at = 0.0
+        self._looks: deque[str] = deque(maxlen=_NUM_LOOKS)
         self._listening = contextlib.ExitStack()
         self._main = threading.get_ident()
         self._ended = threading.Event()
@@ -130,6 +142,7 @@ class Watchdog:
     def _watch(self) -> None:
         self._write_heartbeat()
         while not self._ended.wait(min(_INTERVAL_SECONDS, self.timeout_seconds / 4)):
+            self._looks.append(self._kind_of_work())
             self._write_heartbeat()
             moved_at, phase = self._latest
             silent = time.monotonic() - moved_at
@@ -154,6 +167,13 @@ class Watchdog:
         logger.error("%s: ending it; stacks of its threads follow", message)
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
         sys.stderr.flush()
+        with (
+            contextlib.suppress(OSError),
+            stacks_path(self._path.parent, self.rank).open("a") as log,
+        ):
+            log.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {message}\n")
+            log.flush()
+            faulthandler.dump_traceback(file=log, all_threads=True)
         try:
             self._on_timeout(message, waits)
         finally:
@@ -161,22 +181,33 @@ class Watchdog:
 
     def _waits_for_others(self) -> bool:
         """Whether the main thread is inside a collective."""
+        return self._kind_of_work() == "exchange"
+
+    def _kind_of_work(self) -> str:
+        """What the main thread does: exchange (in a collective), input (in the reader), compute."""
         frame: FrameType | None = sys._current_frames().get(self._main)
         while frame is not None:
             if frame.f_code.co_filename.endswith(_WAITING_FILE):
-                return True
+                return "exchange"
+            if _READING_DIRECTORY in frame.f_code.co_filename:
+                return "input"
             frame = frame.f_back
-        return False
+        return "compute"
 
     def _write_heartbeat(self) -> None:
         moved_at, phase = self._latest
         record: dict[str, Any] = {
             "rank": self.rank,
             "pid": os.getpid(),
+            "host": socket.gethostname(),
             "phase": phase,
             "beats": self._num_beats,
             "silent_seconds": round(time.monotonic() - moved_at, 1),
             "time": time.time(),
+            "shares": {
+                kind: round(self._looks.count(kind) / max(len(self._looks), 1), 3)
+                for kind in ("input", "exchange", "compute")
+            },
         }
         partial = self._path.with_name(f".{self._path.name}")
         try:

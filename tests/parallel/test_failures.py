@@ -94,7 +94,9 @@ def signal_later(config: Config, rank: int, number: int, sent: list[float]) -> t
 
 
 def test_a_killed_rank_is_named_and_the_others_stop(tmp_path: Path) -> None:
-    config = make_config(tmp_path, {**LONG, "launch": {"device": "cpu", "num_ranks": 2}})
+    config = make_config(
+        tmp_path, {**LONG, "launch": {"device": "cpu", "num_ranks": 2, "max_restarts": 0}}
+    )
     sent: list[float] = []
     thread = signal_later(config, 1, signal.SIGKILL, sent)
     with pytest.raises(LaunchError, match=r"rank 1 died with exit code 137 \(SIGKILL") as error:
@@ -134,9 +136,9 @@ def test_ranks_end_with_their_launcher(num_ranks: int, number: int, tmp_path: Pa
         os.kill(pid, signal.SIGKILL)
     assert left == []
     if number == signal.SIGTERM:
-        assert process.returncode == 6
+        assert process.returncode == 7
         line = json.loads(output.splitlines()[-1])
-        assert "training was stopped by SIGTERM" in line["message"]
+        assert line["error"] == "StoppedError"
 
 
 def moving_body(collectives: Collectives, directory: str) -> str:
@@ -158,7 +160,7 @@ def test_a_rank_waits_for_one_that_moves(tmp_path: Path) -> None:
 
 
 def test_a_frozen_rank_is_named(tmp_path: Path) -> None:
-    keys: dict[str, Any] = {**LONG, "launch": {"device": "cpu", "num_ranks": 2}}
+    keys: dict[str, Any] = {**LONG, "launch": {"device": "cpu", "num_ranks": 2, "max_restarts": 0}}
     keys["launch"]["timeout_seconds"] = 5
     config = make_config(tmp_path, keys)
     sent: list[float] = []

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from distrec import pulse
-from distrec.errors import ConfigError, DataError, DistrecError, LaunchError
-from distrec.launch import explain, horovodrun_command
+from distrec.attempt import horovodrun_command
+from distrec.errors import ConfigError, DataError, DistrecError, RankFailedError, RankLostError
+from distrec.failure import explain
 from distrec.trainer.rank import rank_of_environment
 from distrec.trainer.watchdog import Watchdog
 from tests.training import make_config
@@ -48,14 +49,14 @@ WAITED: dict[str, Any] = {**STUCK, "waits": True, "message": "rank 0 waited for 
         (
             {1: 1},
             {0: LOST, 1: {"error": "KeyError", "exit_code": 1, "message": "'x'"}},
-            DistrecError,
+            RankFailedError,
             "^rank 1 failed: KeyError: 'x'$",
         ),
-        ({1: 137}, {0: LOST}, LaunchError, r"^rank 1 died with exit code 137 \(SIGKILL.*step 7"),
-        ({0: 6}, {0: LOST}, LaunchError, r"^rank 1 died, last seen at: step 7\."),
-        ({0: 75}, {0: WAITED, 1: STUCK}, LaunchError, "^rank 1 was stuck for 5 s in x"),
-        ({}, {0: WAITED, 1: WAITED}, LaunchError, "^rank 0 waited for the others"),
-        ({}, {}, LaunchError, "^rank 0 died, before it had joined the others; rank 1 died, last"),
+        ({1: 137}, {0: LOST}, RankLostError, r"^rank 1 died with exit code 137 \(SIGKILL.*step 7"),
+        ({0: 6}, {0: LOST}, RankLostError, r"^rank 1 died, last seen at: step 7\."),
+        ({0: 75}, {0: WAITED, 1: STUCK}, RankLostError, "^rank 1 was stuck for 5 s in x"),
+        ({}, {0: WAITED, 1: WAITED}, RankLostError, "^rank 0 waited for the others"),
+        ({}, {}, RankLostError, "^rank 0 died, before it had joined the others; rank 1 died, last"),
     ],
 )
 def test_the_first_cause_is_named(
@@ -119,7 +120,10 @@ def test_the_watchdog_ends_a_rank_that_does_not_move(tmp_path: Path, waits: bool
     assert told.startswith(f"rank 1 {doing} for ")
     assert told.endswith(f"s in step 3 {waits}")
     assert f'File "{name}", line 1' in result.stderr
-    assert json.loads((tmp_path / "heartbeat-1.json").read_text())["phase"] == "step 3"
+    heartbeat = json.loads((tmp_path / "heartbeat-1.json").read_text())
+    assert heartbeat["phase"] == "step 3"
+    assert (heartbeat["shares"]["exchange"] > 0) == waits
+    assert f"rank 1 {doing} for " in (tmp_path / "stacks-1.txt").read_text()
 
 
 def test_a_rank_waits_as_long_as_another_one_moves(tmp_path: Path) -> None:

@@ -367,6 +367,26 @@ def status(
 
 
 @app.command()
+def clean(
+    run_directory: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Directory of a run.", show_default=False)
+    ],
+    older_than: Annotated[
+        float, typer.Option(min=0, help="Minutes since anything of it was written.")
+    ] = 60,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what there is.")] = False,
+) -> None:
+    """Delete what killed jobs of a run left half-made; for when no job of the run is running."""
+    from distrec.clean import find_leftovers, remove
+
+    for leftover in find_leftovers(run_directory, 60 * older_than):
+        if not dry_run:
+            remove(leftover)
+        fate = "deleted" if leftover.original is None else f"back as {leftover.original.name}"
+        typer.echo(f"{leftover.path}: {'left-over' if dry_run else fate}")
+
+
+@app.command()
 def doctor() -> None:
     """Which parts are there, what works, and what mends the rest."""
     from distrec.doctor import examine

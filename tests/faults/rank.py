@@ -43,11 +43,12 @@ POINTS: dict[str, tuple[Any, str, bool]] = {
 
 
 def launcher_of(pid: int) -> int:
-    """The horovodrun above a rank: the last ancestor whose command names it."""
+    """The horovodrun above a rank: the last ancestor that runs it."""
     found = 0
     while pid > 1:
         status = Path(f"/proc/{pid}/stat").read_text()
-        if "horovodrun" in Path(f"/proc/{pid}/cmdline").read_text():
+        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        if any(word.endswith("/horovodrun") for word in words):
             found = pid
         pid = int(status.rpartition(")")[2].split()[1])
     return found

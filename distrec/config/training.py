@@ -151,6 +151,9 @@ class ModelConfig(Section):
     deep_crosses: int = Field(default=0, ge=0)
     """Cross layers (DCN-v2) over the features of each side, before the hidden layers of the deep
     tower."""
+    pair_crosses: int = Field(default=0, ge=0)
+    """binary and squared: cross layers over the vectors of user and item side by side, with an MLP
+    of deep_hidden, whose output is added to the score of an example. Lists are ranked without."""
     gate_hidden: int = Field(default=16, ge=1)
     """Width of the hidden layer of the gate."""
     dropout: float = Field(default=0.2, ge=0, lt=1)

@@ -45,6 +45,9 @@ class Encoder(Protocol):
     def encode_items(self, items: ItemBatch, rows: Mapping[str, Tensor]) -> Tensor:
         """Item vectors, (M, W)."""
 
+    def pair_scores(self, users: Tensor, items: Tensor) -> Tensor:
+        """Scores of B pairs of vectors, (B,)."""
+
 
 @contextmanager
 def inference(model: torch.nn.Module) -> Iterator[None]:
@@ -144,8 +147,8 @@ class ModelScorer:
         users = self._users(batch)
         positions = batch.item_index.to(users.device) - FIRST_INDEX
         is_known = (positions >= 0) & (positions < len(self.item_vectors))
-        items = self.item_vectors[torch.where(is_known, positions, 0)]
-        return (users * items).sum(1), is_known
+        items = self.item_vectors[torch.where(is_known, positions, 0)].to(self.model_device)
+        return self.model.pair_scores(users.to(self.model_device), items), is_known
 
 
 def rows_per_block(num_columns: int) -> int:

@@ -67,6 +67,31 @@ class CrossNetwork(nn.Module):
         return outputs
 
 
+class PairHead(nn.Module):
+    """What a user's and an item's vector say together beyond their inner product.
+
+    Cross layers over both side by side, then an MLP to one number that starts near zero.
+
+    Args:
+        vector_width: Of each of the two.
+        num_crosses: Cross layers.
+        hidden_dims: Widths of the hidden layers.
+        dropout: Of the hidden activations.
+    """
+
+    def __init__(
+        self, vector_width: int, num_crosses: int, hidden_dims: Sequence[int], dropout: float
+    ) -> None:
+        super().__init__()
+        self.crosses = CrossNetwork(2 * vector_width, num_crosses)
+        self.network = MultiLayerPerceptron(2 * vector_width, hidden_dims, 1, dropout)
+
+    def forward(self, users: Tensor, items: Tensor) -> Tensor:
+        """float32 (B, vector_width) twice to (B,)."""
+        outputs: Tensor = self.network(self.crosses(torch.cat([users, items], dim=1)))
+        return outputs.squeeze(1)
+
+
 class Gate(nn.Module):
     """Weights of the towers from how much is known of a user or an item.
 

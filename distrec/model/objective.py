@@ -163,6 +163,11 @@ class Objective:
         self.train_rows = train_rows
         self.kind = resolve_loss_kind(model.spec, config)
         self._check(catalogue)
+        if model.config.pair_crosses and self.kind not in LABELLED:
+            raise ConfigError(
+                "model.pair_crosses is for losses of labels, binary and squared. Received: "
+                f"pair_crosses = {model.config.pair_crosses} with {self.kind}. Set it to 0."
+            )
         self.device = model.global_bias.device
         self.collectives = collectives or OneProcess(self.device)
         # cold items have no positives: as negatives they would only learn to be bad
@@ -235,7 +240,7 @@ class Objective:
         if self.kind == "softmax":
             return softmax_loss_sum(users, items, candidates.positives, targets.weights, smoothing)
         if self.kind in LABELLED:
-            scores = (users * items[candidates.positives]).sum(dim=1)
+            scores = self.model.pair_scores(users, items[candidates.positives])
             scale = self.model.spec.rating_scale
             if self.kind == "squared" and scale is not None:
                 return (targets.weights * squared_loss(scores, targets.labels, scale)).sum()

@@ -18,7 +18,7 @@ from distrec.batch import Batch, ItemBatch
 from distrec.columns import FIRST_INDEX, ITEM_ID, USER_ID
 from distrec.config import ModelConfig
 from distrec.model.features import has_features
-from distrec.model.layers import Gate
+from distrec.model.layers import Gate, PairHead
 from distrec.model.positions import Positions, at
 from distrec.model.sequence import SequenceTower
 from distrec.model.spec import ModelSpec
@@ -88,6 +88,11 @@ class UnifiedModel(nn.Module):
         self.global_bias = nn.Parameter(torch.zeros(()))
         self._towers_width = num_towers * config.embedding_dim
         self.vector_width = self._towers_width + 1 + spec.is_absolute
+        self.pair_head = None
+        if config.pair_crosses:
+            self.pair_head = PairHead(
+                self.vector_width, config.pair_crosses, config.deep_hidden, config.dropout
+            )
 
     def _towers(self) -> list[Tower]:
         return [tower for tower in self.towers.values() if isinstance(tower, Tower)]
@@ -181,6 +186,19 @@ class UnifiedModel(nn.Module):
         if self.spec.is_absolute:
             parts.append(_ones(vectors))
         return torch.cat(parts, dim=1)
+
+    def pair_scores(self, users: Tensor, items: Tensor) -> Tensor:
+        """Scores of B pairs: inner products, and with model.pair_crosses what the head adds.
+
+        Args:
+            users: float32, (B, vector_width), as `encode_users` gives them.
+            items: float32, (B, vector_width), as `encode_items` gives them.
+
+        Returns:
+            float32, (B,).
+        """
+        scores = (users * items).sum(dim=1)
+        return scores if self.pair_head is None else scores + self.pair_head(users, items)
 
     def tower_scores(self, users: Tensor, items: Tensor) -> Tensor:
         """Each tower's share of the scores, for explanations.

@@ -220,6 +220,9 @@ def test_the_model_measures_as_it_did_in_training(
 
 def test_ratings_measure_as_in_training(tmp_path: Path) -> None:
     config = make_config(tmp_path)
+    # scores of pairs are more than inner products
+    model = config.model.model_copy(update={"pair_crosses": 1})
+    config = config.model_copy(update={"model": model})
     write_dataset(config.dataset_directory, num_users=60, ratings=True)
     train(config, start(config.launch, distributed=False))
     evaluate.run(config)

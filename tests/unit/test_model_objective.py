@@ -13,6 +13,7 @@ from torch import Tensor
 from distrec.batch import Batch, ItemBatch, Jagged
 from distrec.config import LossConfig
 from distrec.errors import ConfigError, DataError
+from distrec.metrics.evaluation import ModelScorer
 from distrec.model import ModelSpec, Objective, UnifiedModel, losses, resolve_loss_kind
 from distrec.model.losses import (
     binary_loss,
@@ -344,6 +345,37 @@ def test_squared_objective_has_a_bias_of_the_user_and_learns_from_cold_items() -
         expected += weight * (3.0 + score - rating) ** 2
     assert loss_of(objective, tables, batch).item() == pytest.approx(expected, rel=1e-5)
     assert objective.weight_sum(batch).item() == 3.0
+
+
+def test_the_pair_head_counts_in_the_loss_of_labels_and_in_no_other() -> None:
+    spec = SPEC.model_copy(update={"has_labels": True})
+    model = make_model(spec, pair_crosses=2)
+    tables = InMemoryTables(model)
+    objective = make_objective(model, "binary")
+    batch = make_batch([2, 3, 4], [2, 9, 5], [[3], [], [2]], [1.0, 0.0, 1.0])
+    catalogue = make_catalogue(spec)
+    rows = tables({**model.user_requests(batch), **model.item_requests(catalogue)})
+    users = model.encode_users(batch, rows)
+    items = model.encode_items(catalogue, rows)[batch.item_index - 2]
+    inputs = crossed = torch.cat([users, items], dim=1)
+    for layer in model.pair_head.crosses.layers:
+        crossed = inputs * (crossed @ layer.weight.T + layer.bias) + crossed
+    added = model.pair_head.network(crossed)[:, 0]
+    assert float(added.detach().abs().min()) > 1e-5
+    scores = (users * items).sum(dim=1) + added
+    plain = torch.nn.BCEWithLogitsLoss(weight=batch.weights, reduction="sum")
+    expected = plain(scores, batch.labels[:, 0])
+    loss = loss_of(objective, tables, batch)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert all(part.grad.abs().sum() > 0 for part in model.pair_head.parameters())
+    measured, is_known = ModelScorer(
+        model, tables, model.encode_items(catalogue, rows).detach()
+    ).score_examples(batch)
+    torch.testing.assert_close(measured, scores)
+    assert is_known.tolist() == [True] * 3
+    with pytest.raises(ConfigError, match=r"Received: pair_crosses = 2 with softmax. Set it to 0"):
+        make_objective(model, "softmax")
 
 
 def test_squared_loss_of_data_without_ratings_is_refused() -> None:

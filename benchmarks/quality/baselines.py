@@ -4,7 +4,7 @@
 
 DATA_FOLDER has a folder for each data set: toys/Toys_and_Games.txt and lastfm/LastFM.txt (the files
 of S3-Rec) and ml-1m/ratings.dat.gz. Leave-one-out by time, the whole catalogue without what the
-user has had, baselines learnt from train alone with the settings below, which were chosen on valid.
+user has had, baselines learnt from train alone with the settings below.
 The bars are what the same baselines reach in other programs, less two in the third decimal for
 details that they do not state. It ends with one line of JSON.
 """
@@ -26,7 +26,7 @@ from distrec.config import parse_config
 from distrec.job import configure_logging
 
 BASELINES = ("popularity", "item_knn", "markov", "ease")
-# chosen on valid
+# chosen on valid for Toys and LastFM; the one for MovieLens-1M is a guess
 SETTINGS = {
     "toys": {"ease_l2": 50.0},
     "lastfm": {"ease_l2": 50.0},

@@ -1,6 +1,6 @@
 """Samples a second of a DLRM on EmbeddingTables and Horovod beside TorchRec, two ranks each.
 
-    python benchmarks/embedding_vs_torchrec.py [--quick] [--rounds 7] [--steps 8]
+    python benchmarks/embedding_vs_torchrec.py [--quick] [--rounds 7] [--steps 32]
 
 26 tables of up to a million rows (Criteo's sizes), 13 numbers, bottom MLP 512-256-D, top
 512-512-256-1, row-wise Adagrad 0.01, Zipf 1.05, 2,048 rows a rank and step, D = 16 and 64. Two
@@ -172,7 +172,7 @@ def show(width: int, found: dict[str, Any]) -> None:
 def options() -> argparse.Namespace:
     """The command line."""
     parser = common.parser(__doc__, 7, "tables of up to 50,000 rows, D = 16, five rounds")
-    parser.add_argument("--steps", type=int, default=8, help="steps a turn")
+    parser.add_argument("--steps", type=int, default=32, help="steps a turn")
     parser.add_argument("--widths", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--batch-size", type=int, default=2048, help="rows a rank")
     return parser.parse_args()

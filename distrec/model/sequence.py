@@ -13,18 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distrec.batch import Batch, ItemBatch, Jagged
+from distrec.batch import Batch, Jagged
 from distrec.columns import UNKNOWN_INDEX
 from distrec.config import ModelConfig
 from distrec.model.positions import Positions, padded_places
 from distrec.model.spec import ModelSpec
-from distrec.model.towers import (
-    ITEM_TABLE,
-    Tower,
-    replace_withheld,
-    trained_index,
-    with_unknown,
-)
+from distrec.model.towers import ITEM_TABLE, ItemRowTower, trained_index
 from distrec.sharding.lookup import Request
 from distrec.sharding.plan import TableSpec
 
@@ -173,7 +167,7 @@ class Padding:
         return heads.transpose(1, 2).flatten(2).flatten(0, 1)[self.places]
 
 
-class SequenceTower(Tower):
+class SequenceTower(ItemRowTower):
     """The state of a causal transformer after the last event, against a row an item.
 
     Every history begins with a learned start, whose state stands for a user of whom nothing is
@@ -184,13 +178,13 @@ class SequenceTower(Tower):
     history_rows = (SEQUENCE_ROWS,)
 
     def __init__(self, spec: ModelSpec, config: ModelConfig) -> None:
-        super().__init__()
+        table = ITEM_TABLE if config.share_item_embedding else ITEM_SEQUENCE_TABLE
+        super().__init__(spec.num_trained_items, table)
         self.spec = spec
         width, heads = config.embedding_dim, config.sequence_heads
         self.width = width
         self.num_heads = heads
         self.mask = config.sequence_mask
-        self.table = ITEM_TABLE if config.share_item_embedding else ITEM_SEQUENCE_TABLE
         self.start = nn.Parameter(torch.randn(1, width) * _INIT_STD)
         self.bias = HistoryBias(spec.history_length, heads)
         self.dropout = nn.Dropout(config.dropout)
@@ -208,7 +202,7 @@ class SequenceTower(Tower):
 
     def table_specs(self) -> tuple[TableSpec, ...]:
         """The table of items."""
-        return (TableSpec(self.table, self.spec.num_trained_items, self.width),)
+        return (TableSpec(self.item_table, self.spec.num_trained_items, self.width),)
 
     def user_requests(
         self, batch: Batch, with_unknown_row: bool, positions: Positions | None
@@ -219,13 +213,9 @@ class SequenceTower(Tower):
             index = index.masked_fill(
                 torch.rand(len(index), device=index.device) < self.mask, UNKNOWN_INDEX
             )
-        return {SEQUENCE_ROWS: Request(self.table, Jagged(index, batch.history.offsets), "none")}
-
-    def item_requests(self, items: ItemBatch, with_unknown_row: bool) -> dict[str, Request]:
-        """The item's row."""
-        index = trained_index(items.item_index, self.spec.num_trained_items)
-        bags = with_unknown(index, with_unknown_row)
-        return {f"item.{self.table}": Request(self.table, bags, "none")}
+        return {
+            SEQUENCE_ROWS: Request(self.item_table, Jagged(index, batch.history.offsets), "none")
+        }
 
     def encode_users(
         self,
@@ -240,12 +230,6 @@ class SequenceTower(Tower):
             positions = Positions(example, batch.history.lengths)
         states, starts = self._states(batch, rows[SEQUENCE_ROWS])
         return states[starts[positions.example] + positions.length]
-
-    def encode_items(
-        self, items: ItemBatch, rows: Mapping[str, Tensor], withheld: Tensor | None
-    ) -> Tensor:
-        """The item's row."""
-        return replace_withheld(rows[f"item.{self.table}"], withheld)
 
     def _states(self, batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:
         """States after each event, (n, D); and where each example's begin, with its start's.

@@ -97,7 +97,33 @@ class Tower(nn.Module):
         raise NotImplementedError
 
 
-class CollaborativeTower(Tower):
+class ItemRowTower(Tower):
+    """A tower whose item side is the item's row of one table.
+
+    Args:
+        num_trained_items: Rows of that table.
+        item_table: Its name.
+    """
+
+    def __init__(self, num_trained_items: int, item_table: str) -> None:
+        super().__init__()
+        self.num_trained_items = num_trained_items
+        self.item_table = item_table
+
+    def item_requests(self, items: ItemBatch, with_unknown_row: bool) -> dict[str, Request]:
+        """The item's row."""
+        index = trained_index(items.item_index, self.num_trained_items)
+        bags = with_unknown(index, with_unknown_row)
+        return {f"item.{self.item_table}": Request(self.item_table, bags, "none")}
+
+    def encode_items(
+        self, items: ItemBatch, rows: Mapping[str, Tensor], withheld: Tensor | None
+    ) -> Tensor:
+        """The item's row."""
+        return replace_withheld(rows[f"item.{self.item_table}"], withheld)
+
+
+class CollaborativeTower(ItemRowTower):
     """Matrix factorisation: a row a user, a row an item.
 
     Source: Koren, Bell and Volinsky 2009, "Matrix Factorization Techniques for Recommender
@@ -105,7 +131,7 @@ class CollaborativeTower(Tower):
     """
 
     def __init__(self, spec: ModelSpec, config: ModelConfig) -> None:
-        super().__init__()
+        super().__init__(spec.num_trained_items, ITEM_TABLE)
         self.spec = spec
         self.embedding_dim = config.embedding_dim
 
@@ -123,12 +149,6 @@ class CollaborativeTower(Tower):
         bags = with_unknown(batch.user_index, with_unknown_row)
         return {"user.id": Request(USER_TABLE, bags, "none")}
 
-    def item_requests(self, items: ItemBatch, with_unknown_row: bool) -> dict[str, Request]:
-        """The item's row."""
-        index = trained_index(items.item_index, self.spec.num_trained_items)
-        bags = with_unknown(index, with_unknown_row)
-        return {f"item.{ITEM_TABLE}": Request(ITEM_TABLE, bags, "none")}
-
     def encode_users(
         self,
         batch: Batch,
@@ -139,14 +159,8 @@ class CollaborativeTower(Tower):
         """The user's row."""
         return at(positions, replace_withheld(rows["user.id"], withheld))
 
-    def encode_items(
-        self, items: ItemBatch, rows: Mapping[str, Tensor], withheld: Tensor | None
-    ) -> Tensor:
-        """The item's row."""
-        return replace_withheld(rows[f"item.{ITEM_TABLE}"], withheld)
 
-
-class AutoencoderTower(Tower):
+class AutoencoderTower(ItemRowTower):
     """Denoising autoencoder: the bag of the history through an MLP, against an output row an item.
 
     The bag is the sum of the input rows over the root of the history's length; in training a share
@@ -160,11 +174,11 @@ class AutoencoderTower(Tower):
     history_rows = (HISTORY_ROWS,)
 
     def __init__(self, spec: ModelSpec, config: ModelConfig) -> None:
-        super().__init__()
+        output = ITEM_TABLE if config.share_item_embedding else ITEM_OUTPUT_TABLE
+        super().__init__(spec.num_trained_items, output)
         self.spec = spec
         self.embedding_dim = config.embedding_dim
         self.input_dropout = config.input_dropout
-        self.output_table = ITEM_TABLE if config.share_item_embedding else ITEM_OUTPUT_TABLE
         self.network = MultiLayerPerceptron(
             self.embedding_dim, config.autoencoder_hidden, self.embedding_dim, config.dropout
         )
@@ -173,7 +187,7 @@ class AutoencoderTower(Tower):
         """The input table and the output table, which may be the collaborative tower's."""
         return (
             TableSpec(ITEM_HISTORY_TABLE, self.spec.num_trained_items, self.embedding_dim),
-            TableSpec(self.output_table, self.spec.num_trained_items, self.embedding_dim),
+            TableSpec(self.item_table, self.spec.num_trained_items, self.embedding_dim),
         )
 
     def user_requests(
@@ -192,12 +206,6 @@ class AutoencoderTower(Tower):
             draws = torch.rand(len(history.values), device=history.values.device)
             history = keep_values(history, draws >= self.input_dropout)
         return {"user.history": Request(ITEM_HISTORY_TABLE, history, "sum")}
-
-    def item_requests(self, items: ItemBatch, with_unknown_row: bool) -> dict[str, Request]:
-        """The item's output row."""
-        index = trained_index(items.item_index, self.spec.num_trained_items)
-        bags = with_unknown(index, with_unknown_row)
-        return {f"item.{self.output_table}": Request(self.output_table, bags, "none")}
 
     def encode_users(
         self,
@@ -229,12 +237,6 @@ class AutoencoderTower(Tower):
         padded = padded.index_copy(0, padded_places(history, stride, shift=1), rows)
         sums = padded.view(size, stride, rows.shape[1]).cumsum(1).flatten(0, 1)
         return sums[positions.example * stride + positions.length]
-
-    def encode_items(
-        self, items: ItemBatch, rows: Mapping[str, Tensor], withheld: Tensor | None
-    ) -> Tensor:
-        """The item's output row."""
-        return replace_withheld(rows[f"item.{self.output_table}"], withheld)
 
 
 class DeepTower(Tower):

@@ -6,7 +6,9 @@ One process, two shapes: `features` is 26 tables of 200,000 rows x 16 with one i
 a click model; `history` is one table of 200,000 rows x 64 with bags of 50 ids. Ids are Zipf-like,
 as ids by descending frequency are. Both start from the same rows, take the same steps in turns, and
 must end with equal rows (Adagrad of every number); medians count. Our default, row-wise Adagrad,
-is shown as well. It ends with one line of JSON.
+is shown as well. Then one table of 1,000,000 rows alone, look-up and update of 16,000 rows, each of
+some 12,000: the one in plain torch, which the CPU uses, beside FBGEMM's CPU kernel. It ends with
+one line of JSON.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from torch import nn
 from distrec.batch import Jagged
 from distrec.config import ShardingConfig
 from distrec.sharding.collectives import OneProcess
+from distrec.sharding.fbgemm import FbgemmTable
+from distrec.sharding.kernels import CpuTable
 from distrec.sharding.lookup import Request
 from distrec.sharding.plan import TableSpec, plan_tables
 from distrec.sharding.tables import EmbeddingTables
@@ -129,6 +133,35 @@ def measure(
     }
 
 
+def measure_kernels(num_rows: int, width: int, num_ids: int, rounds: int) -> dict[str, float]:
+    """Median milliseconds of a look-up with its row-wise Adagrad update, kernels in turns."""
+    config = ShardingConfig.model_validate({"learning_rate": LEARNING_RATE, "eps": EPS})
+    tables = {
+        "torch": CpuTable(num_rows, width, config, CPU),
+        "fbgemm": FbgemmTable(num_rows, width, config, CPU, False),
+    }
+    generator = torch.Generator().manual_seed(1)
+    own = torch.randperm(num_rows, generator=generator)[: num_ids * 3 // 4]
+    # what an owner sees: distinct rows of one rank, and those of another, some of them the same
+    rows = torch.cat([own.sort().values, own[: num_ids // 4].sort().values])
+    gradient = torch.randn(len(rows), width, generator=generator)
+    times: dict[str, list[float]] = {name: [] for name in tables}
+    for number in range(rounds + 1):
+        for name, table in tables.items():
+            start = time.perf_counter()
+            table.lookup(rows).backward(gradient)
+            if number:
+                times[name].append(time.perf_counter() - start)
+    torch.testing.assert_close(tables["torch"].weights(), tables["fbgemm"].weights(),
+                               rtol=1e-3, atol=1e-4)  # fmt: skip
+    medians = {name: statistics.median(values) * 1000 for name, values in times.items()}
+    return {
+        "torch_ms": round(medians["torch"], 3),
+        "fbgemm_ms": round(medians["fbgemm"], 3),
+        "fbgemm_over_torch": round(medians["fbgemm"] / medians["torch"], 3),
+    }
+
+
 def main() -> None:
     """Measure both shapes and print."""
     parser = common.parser(__doc__, 7, "small tables, a few seconds")
@@ -149,7 +182,16 @@ def main() -> None:
             f"{found['plain_ms']:.1f} ms: {found['ratio']:.2f} (row-wise "
             f"{found['ratio_rowwise']:.2f}) times as fast"
         )
-    figures = {"batch_size": batch_size, **results}
+    kernels = {}
+    num_rows, num_ids = (50_000, 2_000) if arguments.quick else (1_000_000, 16_000)
+    for width in (16, 64):
+        found = measure_kernels(num_rows, width, num_ids, arguments.rounds)
+        kernels[f"d{width}"] = found
+        print(
+            f"one table, D = {width}: plain torch {found['torch_ms']:.2f} ms, FBGEMM on the CPU "
+            f"{found['fbgemm_ms']:.2f} ms: {found['fbgemm_over_torch']:.2f} times as long"
+        )
+    figures = {"batch_size": batch_size, **results, "kernels": kernels}
     common.print_result("sharding", figures, {})
 
 

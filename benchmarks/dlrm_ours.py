@@ -1,6 +1,6 @@
 """One rank of the DLRM on EmbeddingTables and Horovod: run by the benchmarks under horovodrun.
 
-horovodrun -np 2 --gloo python dlrm_ours.py FOLDER NAME
+horovodrun -np 2 --gloo python dlrm_ours.py FOLDER NAME [bind_cores]
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 from distrec.batch import Jagged
 from distrec.config import LaunchConfig, ShardingConfig
 from distrec.sharding.collectives import start
+from distrec.sharding.dense import DenseGradients
 from distrec.sharding.exchange import Asked
 from distrec.sharding.lookup import Request
 from distrec.sharding.plan import TableSpec, plan_tables
@@ -43,8 +45,11 @@ CPU = torch.device("cpu")
 class Side:
     """What carries out the orders."""
 
-    def __init__(self, folder: Path, shape: Shape, sharding: dict[str, Any]) -> None:
-        self.collectives = start(LaunchConfig(device="cpu", threads_per_rank=1))
+    def __init__(
+        self, folder: Path, shape: Shape, sharding: dict[str, Any], bind_cores: bool
+    ) -> None:
+        launch = LaunchConfig(device="cpu", threads_per_rank=1, bind_cores=bind_cores)
+        self.collectives = start(launch)
         world = self.collectives.world
         self.world_size = world.world_size
         self.names = [table_name(number) for number in range(NUM_TABLES)]
@@ -81,9 +86,9 @@ class Side:
         bags = self.batches[number % len(self.batches)]
         return {name: Request(name, ids, "sum") for name, ids in bags.items()}
 
-    def look_up(self, number: int) -> list[Tensor]:
+    def look_up(self, number: int, meanwhile: Callable[[], None] = lambda: None) -> list[Tensor]:
         """The rows of a batch, table by table."""
-        rows = self.tables(self.requests(number), self.asked)
+        rows = self.tables(self.requests(number), self.asked, meanwhile)
         self.asked = None
         return [rows[name] for name in self.names]
 
@@ -99,8 +104,9 @@ class Side:
         clock = self.stages.time
         with clock("rest"):
             self.optimizer.zero_grad()
+            gradients = DenseGradients(self.dense.parameters(), self.collectives)
             with clock("look-up, rest"):
-                rows = torch.stack(self.look_up(number), dim=1)
+                rows = torch.stack(self.look_up(number, gradients.start), dim=1)
             with clock("dense forward"):
                 logits = self.dense(self.numbers[batch], rows)
                 loss = nn.functional.binary_cross_entropy_with_logits(logits, self.labels[batch])
@@ -109,7 +115,7 @@ class Side:
             with clock("dense and pooling backward"):
                 # gradients are summed over ranks
                 (loss / self.world_size).backward()
-            self.collectives.step_dense(self.optimizer, self.dense.parameters())
+            gradients.step(self.optimizer)
             return float(loss.detach())
 
     def sparse(self, number: int, is_last: bool) -> float:
@@ -143,10 +149,10 @@ class Side:
 
 
 def main() -> None:
-    folder, name = Path(sys.argv[1]), sys.argv[2]
+    folder, name, bind_cores = Path(sys.argv[1]), sys.argv[2], "bind_cores" in sys.argv[3:]
     shape = Shape(**json.loads((folder / "shape.json").read_text()))
     sharding = json.loads((folder / name / "sharding.json").read_text())
-    side = Side(folder, shape, sharding)
+    side = Side(folder, shape, sharding, bind_cores)
     turns.serve(folder / name, side.collectives.world.rank, side.answer)
 
 

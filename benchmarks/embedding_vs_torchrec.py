@@ -72,8 +72,10 @@ def environment() -> dict[str, str]:
     }
 
 
-def start_ours(folder: Path, name: str, num_ranks: int, sharding: dict[str, Any]) -> Job:
-    """Our ranks, with the settings of [sharding] given."""
+def start_ours(
+    folder: Path, name: str, num_ranks: int, sharding: dict[str, Any], bind_cores: bool = False
+) -> Job:
+    """Our ranks, with the settings of [sharding] and launch.bind_cores given."""
     own = folder / name
     own.mkdir()
     (own / "sharding.json").write_text(json.dumps(sharding))
@@ -81,6 +83,7 @@ def start_ours(folder: Path, name: str, num_ranks: int, sharding: dict[str, Any]
     command = [
         str(launcher), "-np", str(num_ranks), "--gloo", "--network-interfaces", "lo",
         sys.executable, str(HERE / "dlrm_ours.py"), str(folder), name,
+        *(["bind_cores"] if bind_cores else []),
     ]  # fmt: skip
     return Job(name, command, environment(), num_ranks, own)
 

@@ -5,6 +5,7 @@
 The shape of embedding_vs_torchrec.py, 2,048 rows a rank, one thread a rank. Jobs of one and of two
 ranks live side by side and work in turns; medians count. What two cores of this machine cost each
 other is shown beside it: two jobs of one rank, which have nothing to do with each other, at once.
+The bar is of ranks that keep to a core each (launch.bind_cores); others are shown beside them.
 Stages are measured in turns of their own, since measuring costs time. It ends with one line of
 JSON.
 """
@@ -50,24 +51,27 @@ def measure(folder: Path, rounds: int, steps: int) -> dict[str, Any]:
     """Start the jobs, and let them take turns."""
     jobs: list[Job] = []
     try:
-        for name, num_ranks in (("one", 1), ("another", 1), ("two", 2)):
-            jobs.append(start_ours(folder, name, num_ranks, OUR_SHARDING))
-        one, another, two = jobs
+        for name, num_ranks in (("one", 1), ("another", 1), ("two", 2), ("bound", 2)):
+            bind_cores = name == "bound"
+            jobs.append(start_ours(folder, name, num_ranks, OUR_SHARDING, bind_cores))
+        one, another, two, bound = jobs
         sides = {
             "one rank": lambda: milliseconds([one], steps),
             "two ranks": lambda: milliseconds([two], steps),
+            "two ranks, bound": lambda: milliseconds([bound], steps),
             "two alone, at once": lambda: milliseconds([one, another], steps),
         }
         common.alternate(sides, 1)
         times = common.medians(common.alternate(sides, rounds))
         return {
             "step_milliseconds": {name: round(value, 2) for name, value in times.items()},
-            "two_over_one": round(times["two ranks"] / times["one rank"], 3),
-            "two_over_two_alone": round(times["two ranks"] / times["two alone, at once"], 3),
+            "two_over_one": round(times["two ranks, bound"] / times["one rank"], 3),
+            "two_unbound_over_one": round(times["two ranks"] / times["one rank"], 3),
+            "two_over_two_alone": round(times["two ranks, bound"] / times["two alone, at once"], 3),
             "two_alone_over_one": round(times["two alone, at once"] / times["one rank"], 3),
             "stages_milliseconds": {
                 "one rank": stages(one, rounds, steps),
-                "two ranks": stages(two, rounds, steps),
+                "two ranks, bound": stages(bound, rounds, steps),
             },
         }
     finally:
@@ -79,10 +83,11 @@ def show(figures: dict[str, Any]) -> None:
     """Print a table of stages."""
     for name, value in figures["step_milliseconds"].items():
         print(f"{name:>20} {value:8.1f} ms a step")
-    print(f"{'two over one':>20} {figures['two_over_one']:8.2f}")
+    print(f"{'two over one':>20} {figures['two_over_one']:8.2f}, bound")
+    print(f"{'two over one':>20} {figures['two_unbound_over_one']:8.2f}, not bound")
     print(f"{'two over two alone':>20} {figures['two_over_two_alone']:8.2f}")
     print(f"{'two alone over one':>20} {figures['two_alone_over_one']:8.2f}")
-    one, two = (figures["stages_milliseconds"][name] for name in ("one rank", "two ranks"))
+    one, two = (figures["stages_milliseconds"][name] for name in ("one rank", "two ranks, bound"))
     print(f"{'stage':>20} {'one rank':>9} {'two ranks':>9} {'more':>7}  ms, while measured")
     for name in two:
         print(f"{name:>20} {one[name]:9.2f} {two[name]:9.2f} {two[name] - one[name]:7.2f}")

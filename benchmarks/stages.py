@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 from distrec.sharding.collectives import Collectives
+from distrec.sharding.dense import DenseGradients
 from distrec.sharding.exchange import FetchRows
 from distrec.sharding.kernels import FusedTable
 from distrec.sharding.routing import Layout
@@ -73,7 +74,8 @@ class Stages:
             (FusedTable, "lookup", self.timed("kernel, look-up", FusedTable.lookup)),
             (FetchRows, "backward", staticmethod(update)),
             (kind, "start_alltoall", self._exchange(kind.start_alltoall)),
-            (kind, "step_dense", self.timed("dense allreduce", kind.step_dense)),
+            (DenseGradients, "start", self.timed("dense allreduce", DenseGradients.start)),
+            (DenseGradients, "step", self.timed("dense allreduce", DenseGradients.step)),
         ]
         with ExitStack() as stack:
             for owner, name, replacement in replacements:

@@ -12,11 +12,11 @@ import ctypes
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distrec.config import LaunchConfig
 from distrec.errors import LaunchError, RankLostError
@@ -67,9 +67,9 @@ class Collectives(ABC):
 
     @abstractmethod
     def start_allreduce(
-        self, tensor: Tensor, name: str, op: Operation = "sum"
+        self, tensor: Tensor, name: str, op: Operation = "sum", in_place: bool = False
     ) -> Callable[[], Tensor]:
-        """As `allreduce`, but returns at once."""
+        """As `allreduce`, but returns at once; with `in_place` it may overwrite the tensor."""
 
     @abstractmethod
     def start_allgather(self, tensor: Tensor, name: str) -> Callable[[], Tensor]:
@@ -135,43 +135,6 @@ class Collectives(ABC):
             tensor = named[name].detach()
             tensor.copy_(self.broadcast(tensor, f"parameter {name}", root))
 
-    def step_dense(
-        self,
-        optimizer: torch.optim.Optimizer,
-        parameters: Iterable[nn.Parameter],
-        clip_norm: float = 0.0,
-    ) -> float:
-        """Sum the gradients over ranks, clip them, update.
-
-        All of them travel as one tensor: each collective has a cost of its own, and the order in
-        which numbers are added does not depend on what else is under way.
-
-        Args:
-            optimizer: The same on every rank.
-            parameters: Whose gradients are summed and clipped together; those that are trained and
-                have none count as zero.
-            clip_norm: Largest norm; 0 for no clipping.
-
-        Returns:
-            The norm of the summed gradients before clipping; not finite where a gradient is not.
-        """
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
-        gradients = []
-        for parameter in trained:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            gradients.append(parameter.grad)
-        if gradients and self.world.world_size > 1:
-            flat = torch.cat([gradient.flatten() for gradient in gradients])
-            total = self.allreduce(flat, "dense gradients")
-            for gradient, part in zip(
-                gradients, total.split([g.numel() for g in gradients]), strict=True
-            ):
-                gradient.copy_(part.view_as(gradient))
-        norm = clip_gradients(trained, clip_norm)
-        optimizer.step()
-        return norm
-
     def barrier(self, name: str) -> None:
         """Wait until every rank is here."""
         self.allreduce(torch.zeros(1), f"barrier {name}")
@@ -195,11 +158,11 @@ class OneProcess(Collectives):
         return lambda: (tensor.contiguous(), [len(tensor)])
 
     def start_allreduce(
-        self, tensor: Tensor, name: str, op: Operation = "sum"
+        self, tensor: Tensor, name: str, op: Operation = "sum", in_place: bool = False
     ) -> Callable[[], Tensor]:
-        """Hands a copy back."""
+        """Hands a copy back, or the tensor."""
         _check_reducible(tensor, op, name)
-        return tensor.clone
+        return (lambda: tensor) if in_place else tensor.clone
 
     def start_allgather(self, tensor: Tensor, name: str) -> Callable[[], Tensor]:
         """Hands a copy back."""
@@ -267,7 +230,7 @@ class HorovodCollectives(Collectives):
         return finish
 
     def start_allreduce(
-        self, tensor: Tensor, name: str, op: Operation = "sum"
+        self, tensor: Tensor, name: str, op: Operation = "sum", in_place: bool = False
     ) -> Callable[[], Tensor]:
         """See `Collectives.start_allreduce`."""
         _check_reducible(tensor, op, name)
@@ -276,9 +239,8 @@ class HorovodCollectives(Collectives):
         if wide not in _SUMMABLE:
             wide = torch.float32 if tensor.is_floating_point() else torch.int32
         sent = tensor.detach().to(wide).contiguous()
-        wait = self._begin(
-            name, lambda: self._hvd.allreduce_async(sent, name=name, op=operation), keep=sent
-        )
+        begin = self._hvd.allreduce_async_ if in_place else self._hvd.allreduce_async
+        wait = self._begin(name, lambda: begin(sent, name=name, op=operation), keep=sent)
         return lambda: wait().to(tensor.dtype).reshape(tensor.shape)
 
     def start_allgather(self, tensor: Tensor, name: str) -> Callable[[], Tensor]:
@@ -342,22 +304,12 @@ def start(launch: LaunchConfig, distributed: bool | None = None) -> Collectives:
     _keep_freed_memory()
     if distributed is None:
         distributed = any(name in os.environ for name in _RANK_VARIABLES)
-    return HorovodCollectives(launch) if distributed else OneProcess(_device(launch, World()))
-
-
-def clip_gradients(parameters: Iterable[nn.Parameter], clip_norm: float) -> float:
-    """Scale all gradients so that their common norm is at most `clip_norm`; 0 leaves them.
-
-    Returns:
-        The norm before.
-    """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
-    if clip_norm > 0:
-        factor = torch.clamp(clip_norm / (norm + 1e-6), max=1.0)
-        for gradient in gradients:
-            gradient.mul_(factor)
-    return float(norm)
+    if not distributed:
+        return OneProcess(_device(launch, World()))
+    ranks = HorovodCollectives(launch)
+    if launch.bind_cores:
+        _bind_cores(ranks.world)
+    return ranks
 
 
 def _keep_freed_memory() -> None:
@@ -369,6 +321,20 @@ def _keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         for parameter, value in ((_M_MMAP_THRESHOLD, 2**25), (_M_TRIM_THRESHOLD, 2**29)):
             libc.mallopt(parameter, value)
+
+
+def _bind_cores(world: World) -> None:
+    """Keep every thread of this process, Horovod's too, to this rank's share of the cores."""
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    share = len(cores) // world.local_size
+    if share:
+        own = cores[world.local_rank * share : (world.local_rank + 1) * share]
+        for thread in os.listdir("/proc/self/task"):
+            # one may have ended meanwhile
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(int(thread), own)
 
 
 def _uses_gpu(launch: LaunchConfig) -> bool:

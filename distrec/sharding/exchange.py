@@ -106,9 +106,9 @@ class Exchange:
         return self.collectives.start_alltoall(tensor, counts, name)
 
     def allreduce(self, tensor: Tensor, name: str) -> Callable[[], Tensor]:
-        """Start one, and count what is handed to it."""
+        """Start one that may overwrite the tensor, and count what is handed to it."""
         self.sent_bytes += tensor.numel() * tensor.element_size()
-        return self.collectives.start_allreduce(tensor, name)
+        return self.collectives.start_allreduce(tensor, name, in_place=True)
 
     def ask(self, route: Route, name: str) -> Asked:
         """Tell every owner the rows that this rank needs; returns at once.
@@ -273,7 +273,12 @@ class FetchRows(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, anchor: Tensor, exchange: Exchange, asked: Asked, trains: bool
+        ctx: Any,
+        anchor: Tensor,
+        exchange: Exchange,
+        asked: Asked,
+        trains: bool,
+        meanwhile: Callable[[], None],
     ) -> tuple[Tensor, ...]:
         """Rows for every width: float32, (1 + U_w, D_w), one group after the other.
 
@@ -283,11 +288,12 @@ class FetchRows(torch.autograd.Function):
             exchange: What to work on.
             asked: Which rows.
             trains: Whether a backward pass may follow.
+            meanwhile: Called in the backward pass once all gradients are on their way.
         """
         questions = asked.wait()
         fetched = (asked.fetch or exchange.fetch(asked.route, questions, trains))()
         ctx.exchange, ctx.route, ctx.questions = exchange, asked.route, questions
-        ctx.answers = fetched.answers
+        ctx.answers, ctx.meanwhile = fetched.answers, meanwhile
         results = []
         for width, numbers in exchange.layout.widths.items():
             rows = [fetched.rows[number] for number in numbers]
@@ -295,7 +301,7 @@ class FetchRows(torch.autograd.Function):
         return tuple(results)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None, None, None]:
         """Bring gradients to all who keep the rows and update; gradients are (1 + U_w, D_w)."""
         exchange, route, questions = ctx.exchange, ctx.route, ctx.questions
         layout = exchange.layout
@@ -307,6 +313,7 @@ class FetchRows(torch.autograd.Function):
             for number, part in zip(numbers, parts, strict=True):
                 hot_count = hot_counts.get(number, 0)
                 updates.append(exchange.send_gradient(number, part, route, hot_count))
+        ctx.meanwhile()
         answers = zip(ctx.answers, questions.rows, strict=True)
         for number, update in enumerate(updates):
             rows, gradient = update()
@@ -321,7 +328,7 @@ class FetchRows(torch.autograd.Function):
                 exchange.kernels[number].update_all(gradient)
             else:
                 exchange.kernels[number].update(rows, gradient)
-        return None, None, None, None
+        return None, None, None, None, None
 
 
 def _bad_id_message(bad_id: BadId, plan: TablePlan, rank: int) -> str:

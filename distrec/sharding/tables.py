@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -101,7 +101,10 @@ class EmbeddingTables(nn.Module):
         return self._exchange.ask(self._exchange.layout.route(requests, self.device), name)
 
     def forward(
-        self, requests: Mapping[str, Request], asked: Asked | None = None
+        self,
+        requests: Mapping[str, Request],
+        asked: Asked | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> dict[str, Tensor]:
         """Look rows up and pool them.
 
@@ -112,6 +115,8 @@ class EmbeddingTables(nn.Module):
         Args:
             requests: By any key; tables may be asked for several times.
             asked: What `ask` gave for the same requests; None: nothing was sent ahead.
+            meanwhile: Called in the backward pass while the rows' gradients travel. Whatever was
+                computed after this look-up has its gradients by then.
 
         Returns:
             By the same key: float32, (B, D), or (nnz, D) for pooling "none".
@@ -125,7 +130,9 @@ class EmbeddingTables(nn.Module):
             return {}
         if asked is None:
             asked = self._ask(requests, "row numbers of a look-up")
-        fetched = FetchRows.apply(self._anchor, self._exchange, asked, torch.is_grad_enabled())
+        fetched = FetchRows.apply(
+            self._anchor, self._exchange, asked, torch.is_grad_enabled(), meanwhile
+        )
         results: dict[str, Tensor] = {}
         for width, rows in zip(layout.widths, fetched, strict=True):
             keys = [

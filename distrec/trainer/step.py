@@ -13,6 +13,7 @@ from torch import Tensor
 from distrec import pulse
 from distrec.batch import Batch
 from distrec.errors import TrainingError
+from distrec.sharding.dense import DenseGradients
 from distrec.sharding.exchange import Asked
 from distrec.sharding.lookup import Request
 from distrec.trainer.schedule import rate_share
@@ -130,7 +131,8 @@ def train_step(
     batch = prepared.batch
     run.optimizer.zero_grad()
     _set_random_states(prepared.random_states, collectives.device)
-    rows = run.tables(prepared.requests, prepared.asked)
+    dense = DenseGradients(run.model.parameters(), collectives)
+    rows = run.tables(prepared.requests, prepared.asked, meanwhile=dense.start)
     loss_sum, parts = run.objective.loss_sum(batch, rows, global_step)
     own = torch.stack([loss_sum.detach().double(), run.objective.weight_sum(batch).double()])
     further = [parts["loss"], parts["l2"], float(batch.batch_size), float(stop)]
@@ -140,7 +142,7 @@ def train_step(
     before_backward()
     # a batch without positives has a loss of zero
     (loss_sum / (totals[1] if totals[1] > 0 else 1.0)).backward()
-    norm = collectives.step_dense(run.optimizer, run.model.parameters(), config.train.gradient_clip)
+    norm = dense.step(run.optimizer, config.train.gradient_clip)
     if not math.isfinite(norm):
         raise TrainingError(
             f"gradients are finite at every step. Received: a norm of {norm} at {place}. The last "

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from distrec.model import Objective
-from distrec.sharding.collectives import Collectives, HorovodCollectives
+from distrec.sharding.collectives import HorovodCollectives
+from distrec.sharding.dense import DenseGradients
 from distrec.trainer import loop
 from distrec.trainer.__main__ import main
 from distrec.trainer.rank import rank_of_environment
@@ -34,7 +35,7 @@ POINTS: dict[str, tuple[Any, str, bool]] = {
     "forward": (Objective, "loss_sum", True),
     "alltoall": (HorovodCollectives, "start_alltoall", False),
     "backward": (Objective, "loss_sum", False),
-    "update": (Collectives, "step_dense", True),
+    "update": (DenseGradients, "step", True),
     "validation": (Validator, "measure", True),
     "checkpoint write": (save, "_write_own", False),
     "before rename": (save, "_make_room", True),

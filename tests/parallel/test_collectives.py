@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from distrec.errors import LaunchError
-from distrec.sharding.collectives import Collectives
+from distrec.sharding.collectives import Collectives, _bind_cores
+from distrec.sharding.dense import DenseGradients
 from tests.parallel.harness import RanksFailedError, run_ranks
 
 DTYPES = ("bool", "uint8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64")
@@ -121,7 +122,7 @@ def train_dense(collectives: Collectives) -> dict[str, Any]:
         features, targets = data_of(world.rank, world.world_size, step)
         optimizer.zero_grad()
         ((model(features) - targets).square().sum() / 6).backward()
-        norms.append(collectives.step_dense(optimizer, model.parameters(), CLIP_NORM))
+        norms.append(DenseGradients(model.parameters(), collectives).step(optimizer, CLIP_NORM))
     weights = [parameter.tolist() for parameter in model.parameters()]
     return {"norms": norms, "weights": weights}
 
@@ -135,8 +136,19 @@ def disagree(collectives: Collectives) -> str:
     return ""
 
 
+def cores_of_threads() -> list[list[int]]:
+    return [sorted(os.sched_getaffinity(int(task))) for task in os.listdir("/proc/self/task")]
+
+
+def bind(collectives: Collectives) -> dict[str, Any]:
+    allowed = cores_of_threads()[0]
+    _bind_cores(collectives.world)
+    return {"allowed": allowed, "own": cores_of_threads()}
+
+
 def work(collectives: Collectives) -> dict[str, Any]:
     return {
+        "bound": bind(collectives),
         "moved": move_everything(collectives),
         "refused": refuse(collectives),
         "trained": train_dense(collectives),
@@ -174,6 +186,10 @@ def test_everything_arrives(num_ranks: int, tmp_path: Path) -> None:
         for found, expected in zip(result["trained"]["weights"], plain["weights"], strict=True):
             torch.testing.assert_close(torch.tensor(found), expected.data, rtol=0, atol=1e-5)
         assert result["trained"]["weights"] == results[0]["trained"]["weights"]
+        allowed, own = result["bound"]["allowed"], result["bound"]["own"]
+        share = len(allowed) // num_ranks
+        kept = allowed[rank * share : (rank + 1) * share] if share else allowed
+        assert own == [kept] * len(own)
         if num_ranks > 1:
             name = f"collective 'uneven' failed on rank {rank} of {num_ranks}"
             assert name in result["disagreed"]

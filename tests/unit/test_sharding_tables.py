@@ -14,8 +14,9 @@ from torch import nn
 
 from distrec.batch import Jagged
 from distrec.config import LaunchConfig, ShardingConfig
-from distrec.errors import CheckpointError, ConfigError, DataError, LaunchError
+from distrec.errors import CheckpointError, ConfigError, DataError, LaunchError, TrainingError
 from distrec.sharding import collectives
+from distrec.sharding.dense import DenseGradients
 from distrec.sharding.initial import initial_rows
 from distrec.sharding.kernels import CpuTable
 from distrec.sharding.lookup import Pooling, Request, gather_and_pool, pool
@@ -258,3 +259,31 @@ def test_both_kernels_update_alike(optimizer: str, precision: str) -> None:
     torch.testing.assert_close(tables[0].weights(), tables[1].weights(), **near)
     torch.testing.assert_close(tables[0].state(), tables[1].state(), **near)
     assert not torch.equal(tables[1].weights().float(), start.to(tables[1].weights().dtype).float())
+
+
+def test_dense_gradients_are_complete_while_those_of_rows_travel() -> None:
+    """What is computed before the look-up gets its gradient after it: that is refused."""
+    tables = make_tables()
+    factor = nn.Parameter(torch.ones(8))
+    optimizer = torch.optim.SGD([factor], lr=1.0)
+    request = {"a": Request("wide", Jagged.from_lists([[1, 2]]), "sum")}
+    seen: list[torch.Tensor | None] = []
+    for computed_first in (False, True):
+        optimizer.zero_grad()
+        dense = DenseGradients([factor], tables.collectives)
+
+        def meanwhile(dense: DenseGradients = dense) -> None:
+            seen.append(factor.grad)
+            dense.start()
+
+        early = factor * 2 if computed_first else None
+        rows = tables(request, meanwhile=meanwhile)["a"]
+        (rows * (factor * 2 if early is None else early)).sum().backward()
+        if computed_first:
+            with pytest.raises(TrainingError, match="looked up before anything else"):
+                dense.step(optimizer)
+        else:
+            norm = dense.step(optimizer)
+            assert norm == pytest.approx(float(2 * rows.detach().norm()))
+    assert seen[0] is not None
+    assert seen[1] is None

@@ -23,11 +23,11 @@ from embedding_vs_torchrec import OUR_SHARDING, start_ours
 from turns import Job
 
 NUM_RANKS = 2
-EXACT = "defaults"
+EXACT = "exact, in turn"
 SIDES: dict[str, dict[str, Any]] = {
-    EXACT: {},
-    "fp16": {"exchange_precision": "fp16"},
-    "bf16": {"exchange_precision": "bf16"},
+    EXACT: {"prefetch_ids": False},
+    "fp16": {"prefetch_ids": False, "exchange_precision": "fp16"},
+    "bf16": {"prefetch_ids": False, "exchange_precision": "bf16"},
     "ids ahead": {"prefetch_ids": True},
     "rows ahead": {"prefetch_rows": True},
 }

@@ -22,6 +22,7 @@ import common
 
 from distrec import pipeline
 from distrec.config import Config, load_config
+from distrec.data import fetch
 from distrec.evaluate import MODEL
 from distrec.job import configure_logging
 from distrec.variants import derived, link_dataset
@@ -71,6 +72,7 @@ def main() -> None:
     common.print_header(["torch", "horovod"], "2 ranks of 1 thread")
     settings = [f"output={json.dumps(str(given.output))}", "launch.num_ranks=2", *given.settings]
     config = load_config(ROOT / "conf" / "movielens-100k.toml", settings)
+    fetch("movielens-100k", Path("data") / "movielens-100k")
     run(config, ["prepare"])
     figures: dict[str, dict[str, float]] = {}
     for side in SIDES:

@@ -83,8 +83,8 @@ class ShardingConfig(Section):
     each number of a gradient within 2^-11 of the largest of its row. bf16: both within a factor of
     1 +- 2^-8. Replicated rows and dense sums stay fp32."""
     prefetch_ids: bool = True
-    """Send the row numbers of the next batch while this one is computed. Exact. On, as a step of two
-    ranks takes 0.94 of the time; see benchmarks/exchange.py."""
+    """Send the row numbers of the next batch while this one is computed. Exact. On, as a step of
+    two ranks takes 0.94 of the time; see benchmarks/exchange.py."""
     prefetch_rows: bool = False
     """Send the rows of the next batch, too, before this one has updated them: not exact. A step
     computes with the rows of one update ago, and updates the present ones. The first step of an

@@ -18,11 +18,15 @@ from distrec.errors import CheckpointError
 from distrec.model.unified import UnifiedModel
 
 _PARAMETER, _BUFFER, _OPTIMIZER = "parameter/", "buffer/", "optimizer/"
+_AVERAGE = "average/"
 
 
-def dense_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def dense_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, average: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """Everything of the dense part under names that say what it is."""
     tensors = model_tensors(model)
+    tensors |= {f"{_AVERAGE}{name}": tensor for name, tensor in (average or {}).items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             if value is None:
@@ -57,14 +61,21 @@ def optimizer_settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def load_dense(
-    path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+    path: str | Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    average: Mapping[str, Tensor] | None = None,
 ) -> CheckpointManifest:
     """Fill a model, and its optimizer if given, from a checkpoint.
+
+    Without an optimizer the model gets the weights that are to be scored: their average, where the
+    checkpoint has one.
 
     Args:
         path: The checkpoint's directory.
         model: Of the same specification and configuration.
-        optimizer: Over the model's parameters, of the same kind.
+        optimizer: Over the model's parameters, of the same kind, to go on training.
+        average: With an optimizer: parameter -> tensor that is filled with its average.
 
     Returns:
         The checkpoint's manifest.
@@ -79,10 +90,17 @@ def load_dense(
     _check_same(file, own, {name: tensors[name] for name in tensors if _is_model(name)})
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+            tensor.copy_(scored(tensors, name) if optimizer is None else tensors[name])
     if optimizer is not None:
+        _load_average(file, average or {}, tensors)
         _load_optimizer(file, model, optimizer, tensors)
     return manifest
+
+
+def scored(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """What is scored in place of a parameter or a buffer: its average, if there is one."""
+    average = f"{_AVERAGE}{name.removeprefix(_PARAMETER)}"
+    return tensors[average if average in tensors else name]
 
 
 def load_model(path: str | Path) -> UnifiedModel:
@@ -121,13 +139,21 @@ def _check_same(file: Path, own: Mapping[str, Tensor], stored: Mapping[str, Tens
             )
 
 
+def _load_average(file: Path, average: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    own = {f"{_AVERAGE}{name}": tensor for name, tensor in average.items()}
+    _check_same(file, own, {name: tensors[name] for name in tensors if name.startswith(_AVERAGE)})
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+
 def _load_optimizer(
     file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
 ) -> None:
     parameters = dict(model.named_parameters())
     states: dict[str, dict[str, Tensor]] = {name: {} for name in parameters}
     for full_name, tensor in tensors.items():
-        if _is_model(full_name):
+        if _is_model(full_name) or full_name.startswith(_AVERAGE):
             continue
         name, _, key = full_name.removeprefix(_OPTIMIZER).rpartition("/")
         shapes = ((), tuple(parameters[name].shape)) if name in parameters else ()

@@ -103,6 +103,7 @@ class Parts:
         tables: The embedding tables.
         plans: Of the tables.
         sharding: The section [sharding].
+        average: Parameter -> its moving average, which is scored in its place.
     """
 
     model: nn.Module
@@ -110,6 +111,7 @@ class Parts:
     tables: EmbeddingTables
     plans: tuple[TablePlan, ...]
     sharding: ShardingConfig
+    average: Mapping[str, Tensor] | None = None
 
 
 def save(
@@ -202,7 +204,8 @@ def _write_own(
         shard = ShardEntry(index=index, num_rows=num_rows, **entry.model_dump())
         written["tables"][plan.name] = shard.model_dump()
     if world.is_first:
-        entry = write_tensors(partial / DENSE_FILE, dense_tensors(parts.model, parts.optimizer))
+        dense = dense_tensors(parts.model, parts.optimizer, parts.average)
+        entry = write_tensors(partial / DENSE_FILE, dense)
         written["dense"] = entry.model_dump()
     return written
 

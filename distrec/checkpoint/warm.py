@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from distrec.checkpoint.dense import model_tensors
+from distrec.checkpoint.dense import model_tensors, scored
 from distrec.checkpoint.files import open_tensors
 from distrec.checkpoint.load import load_tables
 from distrec.checkpoint.manifest import CheckpointManifest
@@ -122,6 +122,8 @@ def load_dense_where_it_fits(
 ) -> tuple[str, ...]:
     """Fill parameters and buffers that the checkpoint has in the same shape and type.
 
+    Averaged weights come in the place of those that they are the average of.
+
     Args:
         path: The checkpoint's directory.
         saved: Its manifest.
@@ -136,7 +138,7 @@ def load_dense_where_it_fits(
     with torch.no_grad():
         for name, own in model_tensors(model).items():
             _, _, parameter = name.partition("/")
-            stored = tensors.get(name)
+            stored = scored(tensors, name) if name in tensors else None
             fits = stored is not None and (stored.shape, stored.dtype) == (own.shape, own.dtype)
             if stored is None or not fits or parameter.startswith(leave):
                 left.append(parameter)

@@ -230,6 +230,10 @@ class TrainConfig(Section):
     """Of the dense part, at its highest."""
     weight_decay: float = Field(default=1e-4, ge=0)
     """Of the dense part (L2)."""
+    average_decay: float = Field(default=0.0, ge=0, lt=1)
+    """Validate and score with a moving average of the dense weights, of which each step keeps so
+    much, such as 0.999 (in the first steps less); rows of tables stay as they are. 0: with the
+    weights of the last step."""
     warmup_steps: int = Field(default=100, ge=0)
     """Steps over which both learning rates rise from 0."""
     decay: Literal["none", "linear", "cosine"] = "cosine"

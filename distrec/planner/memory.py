@@ -65,7 +65,7 @@ class Memory:
         framework: Libraries, see FRAMEWORK_BYTES.
         table_weights: Rows of the embedding tables.
         table_state: Their optimizer's state.
-        dense: Parameters, gradients and optimizer state of the dense part.
+        dense: Parameters, gradients, optimizer state and average of the dense part.
         catalogue: Items with their features.
         reader: Decoded rows: cache, blocks and batches made ahead.
         buffers: The most that a step or a validation holds for a moment.
@@ -108,7 +108,7 @@ def rank_memory(
         world_size: N.
     """
     held = {plan.name: plan.num_held(rank, world_size) for plan in plans}
-    copies = 2 + _OPTIMIZER_STATE[config.train.optimizer]
+    copies = 2 + _OPTIMIZER_STATE[config.train.optimizer] + (config.train.average_decay > 0)
     buffers = max(
         step_buffers(plans, lookups, model, manifest, world_size),
         validation_buffers(config, manifest, model),

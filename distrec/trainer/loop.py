@@ -116,6 +116,8 @@ def train(
     elif older is not None:
         beat(f"taking over {older}")
         load_warm_start(run, older)
+    if run.average is not None and start is None:
+        run.average.restart()
     if world.is_first:
         setup.write_plan(inputs, world.world_size)
     return _Loop(run, saved, beat, stop).run_to_end()
@@ -319,9 +321,10 @@ class _Loop:
     def _validate(self, place: str) -> tuple[dict[str, float], bool]:
         phase = f"validation after {place}"
         self.beat(phase)
-        metrics = self.run.validator.measure(
-            self.run.model, self.run.tables, lambda: self.beat(phase)
-        )
+        with self.run.averaged():
+            metrics = self.run.validator.measure(
+                self.run.model, self.run.tables, lambda: self.beat(phase)
+            )
         name = str(self.run.validator.metric)
         if name not in metrics:
             raise DataError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,6 +22,7 @@ from distrec.reader import ExampleReader, read_items
 from distrec.sharding.collectives import Collectives
 from distrec.sharding.plan import TablePlan, TableSpec, has_chosen_hot_rows, plan_tables
 from distrec.sharding.tables import EmbeddingTables
+from distrec.trainer.average import WeightAverage
 from distrec.trainer.identity import TRAINED_SECTIONS, resume_hash
 from distrec.trainer.validation import Validator, check_labels, check_metric
 
@@ -64,6 +66,7 @@ class Run:
         reader: Of the train split.
         validator: Measures on the valid split.
         total_steps: Of the whole run.
+        average: Of the dense weights, with train.average_decay.
     """
 
     inputs: Inputs
@@ -75,6 +78,7 @@ class Run:
     reader: ExampleReader
     validator: Validator
     total_steps: int
+    average: WeightAverage | None = None
 
     @property
     def config(self) -> Config:
@@ -85,8 +89,13 @@ class Run:
     def parts(self) -> checkpoint.Parts:
         """What a checkpoint holds."""
         return checkpoint.Parts(
-            self.model, self.optimizer, self.tables, self.inputs.plans, self.config.sharding
-        )
+            self.model, self.optimizer, self.tables, self.inputs.plans, self.config.sharding,
+            None if self.average is None else self.average.tensors,
+        )  # fmt: skip
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The model is what it is validated and scored as, inside."""
+        return nullcontext() if self.average is None else self.average.applied()
 
 
 def read_inputs(config: Config, world_size: int) -> Inputs:
@@ -206,6 +215,7 @@ def build(inputs: Inputs, collectives: Collectives, lanes: int | None) -> Run:
         config.dataset_directory, manifest, columns.TRAIN, collectives.world, config.reader,
         config.train.global_batch_size, config.seed, lanes,
     )  # fmt: skip
+    decay = config.train.average_decay
     total_steps = config.train.max_epochs * reader.steps_per_epoch
     if config.train.max_steps is not None:
         total_steps = min(total_steps, config.train.max_steps)
@@ -221,6 +231,7 @@ def build(inputs: Inputs, collectives: Collectives, lanes: int | None) -> Run:
         reader=reader,
         validator=Validator(config, manifest, inputs.items, collectives),
         total_steps=total_steps,
+        average=WeightAverage(model, decay) if decay else None,
     )
 
 

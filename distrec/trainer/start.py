@@ -94,7 +94,7 @@ def load(run: Run, path: Path) -> checkpoint.CheckpointManifest:
     world = run.collectives.world
     manifest = together(
         "train.load",
-        lambda: checkpoint.load_dense(path, run.model, run.optimizer),
+        lambda: checkpoint.load_dense(path, run.model, run.optimizer, run.parts.average),
         run.collectives,
     )
     checkpoint.load_tables(path, run.tables, run.inputs.plans, run.config.sharding, world)

@@ -148,6 +148,8 @@ def train_step(
             f"gradients are finite at every step. Received: a norm of {norm} at {place}. The last "
             "checkpoint is kept. Lower train.learning_rate or sharding.learning_rate."
         )
+    if run.average is not None:
+        run.average.update(global_step + 1)
     return StepResult(
         loss=totals[2],
         l2=totals[3],

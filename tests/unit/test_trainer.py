@@ -47,7 +47,7 @@ def test_resume_equals_never_having_stopped_bit_for_bit(tmp_path: Path, kind: st
         "model": DROPOUTS,
         "loss": {"kind": kind, "num_negatives": 16},
         "train": {"max_steps": 8, "checkpoint_every_steps": 4, "keep_checkpoints": 9,
-                  "evaluate_every_steps": 2},
+                  "evaluate_every_steps": 2, "average_decay": 0.5},
     }  # fmt: skip
     config = make_config(tmp_path, keys)
     run(config)

@@ -37,6 +37,8 @@ MODEL = "distrec"
 _RESAMPLES = 1000
 # where a tower that lives on features is to show
 _SLICES = ("cold_users", "cold_items")
+# only where prepare.split.new_items_share or the catalogue makes some
+_NEW = "new_items"
 _FALLBACK = "ndcg@10"
 
 logger = logging.getLogger("distrec.ablate")
@@ -160,7 +162,8 @@ def summarize(
     """
     first = runs[ALL, seeds[0]].document["splits"]
     columns = [(split, "all", metric) for split in (VALID, TEST) if split in first]
-    columns += [(TEST, group, metric) for group in _SLICES]
+    has_new = bool(first[TEST]["models"][MODEL]["slices"][_NEW]["num_queries"])
+    columns += [(TEST, group, metric) for group in (*_SLICES, *([_NEW] if has_new else []))]
     if train_metric != metric:
         columns += [(split, "all", train_metric) for split in (VALID, TEST) if split in first]
     rows: list[dict[str, Any]] = [

@@ -195,6 +195,10 @@ class SplitConfig(Section):
     """temporal: Unix seconds at which test starts; instead of test_share."""
     known_share: float = Field(default=0.8, gt=0, lt=1)
     """held_out_users: share of a held-out user's events, the earliest, that are known."""
+    new_items_share: float = Field(default=0.0, ge=0, lt=1)
+    """So many of the items, drawn by lot, lose their events in train, once it is divided. Valid and
+    test ask for them among all others: of these a model knows nothing but features, as of items
+    that are new in a catalogue. The slice new_items is what it finds of them."""
     valid_paths: tuple[str, ...] = ()
     """given: files with the valid events, of the format of [prepare.events]."""
     test_paths: tuple[str, ...] = ()
@@ -304,6 +308,12 @@ class PrepareConfig(Section):
                 "predict_ratings needs events.rating, and no other label. Received: events.rating "
                 f"= {events.rating!r}, events.label = {events.label!r}, label_from_rating = "
                 f"{self.label_from_rating}"
+            )
+        if split.new_items_share and (self.items is None or self.extend is not None):
+            raise ValueError(
+                "split.new_items_share needs a catalogue, [prepare.items], and no prepare.extend, "
+                f"whose items have rows already. Received: {split.new_items_share} with items = "
+                f"{'none' if self.items is None else 'set'}, extend = {self.extend!r}"
             )
         if self.evict_after_days is not None and events.time is None:
             raise ValueError(

@@ -7,7 +7,8 @@
 - user_index: int64, UNKNOWN_INDEX for a user that train does not know. No user id is kept;
 - is_cold_user: bool; num_targets, num_cold_targets: int32;
 - ranks: list<int32>, ascending from 1, of the targets among the first max(evaluate.ks);
-- cold_ranks: list<int32>, those of ranks whose item is cold.
+- cold_ranks: list<int32>, those of ranks whose item is cold;
+- num_new_targets: int32; new_ranks: list<int32>: likewise of items without an event in train.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ SCHEMA = pa.schema(
         ("num_cold_targets", pa.int32()),
         ("ranks", pa.list_(pa.int32())),
         ("cold_ranks", pa.list_(pa.int32())),
+        ("num_new_targets", pa.int32()),
+        ("new_ranks", pa.list_(pa.int32())),
     ]
 )
 _ROWS_PER_GROUP = 1 << 18
@@ -116,6 +119,8 @@ def _rows(
         pa.array(torch.bincount(bags[metrics.is_cold[items]], minlength=size).int().numpy()),
         _ranks(hits),
         _ranks(hits & metrics.is_cold[lists]),
+        pa.array(torch.bincount(bags[metrics.is_new[items]], minlength=size).int().numpy()),
+        _ranks(hits & metrics.is_new[lists]),
     ]
     table = pa.Table.from_arrays(columns, schema=SCHEMA)
     return table.filter(pa.array((num_targets > 0).numpy()))
@@ -179,10 +184,14 @@ def values_of(table: pa.Table, group: str, ks: Sequence[int]) -> npt.NDArray[np.
     assert group in GROUPS, group
     all_targets, cold_targets = _column(table, "num_targets"), _column(table, "num_cold_targets")
     hits, cold_hits = (_hits(table[name], max(ks)) for name in ("ranks", "cold_ranks"))
+    new_hits, new_targets = _new(table, max(ks))
     cold_user = _column(table, "is_cold_user")
     counted, num_targets = all_targets > 0, all_targets
     if group == "cold_items":
         hits, num_targets = cold_hits, cold_targets
+        counted = num_targets > 0
+    elif group == "new_items":
+        hits, num_targets = new_hits, new_targets
         counted = num_targets > 0
     elif group == "warm_items":
         hits, num_targets = hits & ~cold_hits, all_targets - cold_targets
@@ -194,6 +203,13 @@ def values_of(table: pa.Table, group: str, ks: Sequence[int]) -> npt.NDArray[np.
     ).numpy()
     values[~counted] = np.nan
     return values
+
+
+def _new(table: pa.Table, width: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[Any]]:
+    """Of new items; older files do not tell them."""
+    if "new_ranks" not in table.column_names:
+        return np.zeros((len(table), width), np.bool_), np.zeros(len(table), np.int32)
+    return _hits(table["new_ranks"], width), _column(table, "num_new_targets")
 
 
 def _column(table: pa.Table, name: str) -> npt.NDArray[Any]:

@@ -45,8 +45,9 @@ __all__ = [
     "slice_bags",
 ]
 
-# the whole, and slices: of users by num_events, of targets by their count in train
-GROUPS = ("all", "cold_users", "warm_users", "cold_items", "warm_items")
+# the whole, and slices: of users by num_events, of targets by their count in train;
+# new items, which have none, are cold as well
+GROUPS = ("all", "cold_users", "warm_users", "cold_items", "warm_items", "new_items")
 
 
 def recommend(scores: Tensor, k: int, seen: Jagged | None, targets: Jagged | None) -> Tensor:
@@ -183,6 +184,8 @@ class RankingMetrics:
         # by item index; what is in no catalogue has no train events
         self.is_cold = torch.ones(num_items, dtype=torch.bool)
         self.is_cold[FIRST_INDEX:] = item_counts.cpu() <= cold_item_count
+        self.is_new = torch.ones(num_items, dtype=torch.bool)
+        self.is_new[FIRST_INDEX:] = item_counts.cpu() <= 0
         free = (item_counts.cpu() < 0).nonzero()[:, 0]
         self._free = free if len(free) else None
         # a group a row: queries, targets, then each metric at each K
@@ -261,7 +264,7 @@ class RankingMetrics:
         self._sums[0] += whole.sum(0)
         for row, users in ((1, cold_user), (2, ~cold_user)):
             self._sums[row] += whole[users].sum(0)
-        for row, chosen in ((3, cold_target), (4, ~cold_target)):
+        for row, chosen in ((3, cold_target), (4, ~cold_target), (5, self.is_new[items])):
             self._sums[row] += self._group(cells, bags[chosen], items[chosen]).sum(0)
         if self._beyond is not None:
             self._beyond.update(lists[targets.lengths > 0])

@@ -161,6 +161,9 @@ def _split(
     found = {row[c.SPLIT]: row for row in rows.collect()}
     for name in (c.TRAIN, c.VALID, c.TEST, KNOWN):
         counts[name] = found[name]["rows"] if name in found else 0
+    withheld = counts["kept"] - sum(row["rows"] for row in found.values())
+    if withheld:
+        counts["of_new_items"] = withheld
     require_rows({name: counts[name] for name in (c.TRAIN, c.VALID, c.TEST)}, prepare.split)
     first = min(row["min"] for row in found.values())
     last = max(row["max"] for row in found.values())

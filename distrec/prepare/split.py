@@ -23,7 +23,7 @@ BY_TIME = frozenset({"leave_one_out", "temporal", "held_out_users"})
 def split_events(
     events: DataFrame, split: SplitConfig, seed: int, has_time: bool, workspace: Workspace
 ) -> DataFrame:
-    """Set the column split to train, valid, test or known.
+    """Set the column split to train, valid, test or known; without train events of new items.
 
     Args:
         events: user_id, item_id, time, split (filled in only where it is given), any other column.
@@ -44,6 +44,9 @@ def split_events(
         chosen = _held_out_users(events, split, seed, workspace)
     else:
         chosen = events
+    if split.new_items_share:
+        is_new = _uniform(seed, "new", c.ITEM_ID) < split.new_items_share
+        chosen = chosen.filter(~((F.col(c.SPLIT) == c.TRAIN) & is_new))
     return workspace.materialize(chosen, "split")
 
 

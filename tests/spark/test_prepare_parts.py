@@ -193,6 +193,24 @@ def test_held_out_users(spark: SparkSession, workspace: Workspace) -> None:
 # --- k-core, ranks, vocabularies -----------------------------------------------------------------
 
 
+def test_new_items_are_taken_out_of_train_alone(spark: SparkSession, workspace: Workspace) -> None:
+    times = {f"u{number}": list(range(1, 9)) for number in range(6)}
+    found = {}
+    for share in (0.0, 0.4):
+        config = SplitConfig(new_items_share=share)
+        rows = split_events(events_of(spark, times), config, 1, True, workspace).collect()
+        found[share] = {(row.split, row.user_id, row.item_id) for row in rows}
+    lost = found[0.0] - found[0.4]
+    assert found[0.4] < found[0.0]
+    assert {split for split, _, _ in lost} == {"train"}
+    new = {item for _, _, item in lost}
+    assert 0 < len(new) < 6
+    left = [item for split, _, item in found[0.4] if split == "train"]
+    assert new.isdisjoint(left)
+    # i06 and i07 are in valid and test of everybody, new or not
+    assert len(left) == 6 * len({f"i{k:02d}" for k in range(6)} - new)
+
+
 def test_k_core_goes_on_until_nothing_changes(spark: SparkSession, workspace: Workspace) -> None:
     # dropping u4 leaves item d with one event, whose loss leaves u3 with one
     pairs = [("u1", "a"), ("u1", "b"), ("u2", "a"), ("u2", "b"), ("u3", "a"), ("u3", "d"),

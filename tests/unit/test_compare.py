@@ -38,6 +38,8 @@ def rows_of(split: str, model: str, ranks: np.ndarray, order: np.ndarray) -> lis
             "num_cold_targets": int(user % 4 == 0),
             "ranks": [int(ranks[user])] if ranks[user] else [],
             "cold_ranks": [int(ranks[user])] if ranks[user] and user % 4 == 0 else [],
+            "num_new_targets": int(user % 8 == 0),
+            "new_ranks": [int(ranks[user])] if ranks[user] and user % 8 == 0 else [],
         }
         for place, user in enumerate(order)
     ]
@@ -133,6 +135,7 @@ def test_slices_and_metrics_by_hand(tmp_path: Path) -> None:
         "warm_users": users % 2 == 0,
         "cold_items": users % 4 == 0,
         "warm_items": users % 4 != 0,
+        "new_items": users % 8 == 0,
     }
     for group, members in groups.items():
         (row,) = comparison.parts["test", group]
@@ -157,6 +160,18 @@ def test_a_baseline_that_is_the_same_is_shown_once(tmp_path: Path) -> None:
     assert list(rows[0].values) == ["ndcg@10", "hr@10", "recall@10", "mrr@10"]
     (_, popularity, _) = compare(runs[:1]).parts["test", "all"]
     assert popularity.label == "popularity"
+
+
+def test_a_run_of_before_there_were_new_items(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", {"distrec": draw_ranks(0)})
+    path = run / "query_ranks.parquet"
+    pq.write_table(pq.read_table(path).drop(["num_new_targets", "new_ranks"]), path)
+    document = json.loads((run / "metrics.json").read_text())
+    document["query_ranks"]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (run / "metrics.json").write_text(json.dumps(document))
+    parts = compare([run], resamples=20).parts
+    assert parts["test", "cold_items"][0].num_queries == NUM_USERS / 4
+    assert parts["test", "new_items"][0].num_queries == 0
 
 
 def test_only_what_all_runs_have(tmp_path: Path) -> None:
@@ -187,8 +202,8 @@ def test_the_page_shows_every_run_and_lets_no_markup_through(tmp_path: Path) -> 
     page = render_comparison(compare([first, second], resamples=50).as_dict())
     assert evil not in page
     assert "&lt;b&gt;x&amp;y" in page
-    # four metrics, and a chart for each of four slices
-    assert page.count('<svg class="chart"') == 8
+    # four metrics, and a chart for each of five slices
+    assert page.count('<svg class="chart"') == 9
     assert "Not measured on the users of first" in page
     ease = page[page.index('<th scope="row">ease (first)</th>') :]
     assert re.search(r'<strong title="the interval leaves out zero">\+0\.\d{4} \(\+0', ease)

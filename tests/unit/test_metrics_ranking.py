@@ -175,7 +175,7 @@ def test_lists_shorter_than_k_are_padded() -> None:
 
 
 def test_slices() -> None:
-    counts = torch.tensor([9, 5, 1])
+    counts = torch.tensor([9, 5, 0])
     metrics = RankingMetrics(
         [1, 3], 5, counts, cold_user_events=2, cold_item_count=5, beyond_accuracy=False
     )
@@ -187,12 +187,14 @@ def test_slices() -> None:
     sizes = {name: (part["num_queries"], part["num_targets"]) for name, part in slices.items()}
     assert sizes == {
         "cold_users": (1, 2), "warm_users": (1, 2), "cold_items": (2, 3), "warm_items": (1, 1),
+        "new_items": (2, 2),
     }  # fmt: skip
     mrr = {name: part["metrics"]["mrr@3"] for name, part in slices.items()}
-    # cold items: item 4 of the first user at rank 3, item 3 of the second at rank 2
+    # cold items: item 4 of the first user at rank 3, item 3 of the second at rank 2; new ones: item
+    # 4, and the one in no catalogue, which cannot be found
     expected = {
         "cold_users": 1.0, "warm_users": 1 / 2,
-        "cold_items": (1 / 3 + 1 / 2) / 2, "warm_items": 1.0,
+        "cold_items": (1 / 3 + 1 / 2) / 2, "warm_items": 1.0, "new_items": (1 / 3) / 2,
     }  # fmt: skip
     assert mrr == pytest.approx(expected)
     assert slices["cold_items"]["metrics"]["recall@3"] == pytest.approx((1 + 1 / 2) / 2)

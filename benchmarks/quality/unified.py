@@ -17,7 +17,9 @@ import common
 from sources import write_events
 
 from distrec import pipeline
-from distrec.config import load_config
+from distrec.columns import TRAIN
+from distrec.config import Config, load_config
+from distrec.dataset import read_manifest
 from distrec.evaluate import MODEL
 from distrec.job import configure_logging
 
@@ -38,7 +40,12 @@ def arguments(doc: str, default_output: str) -> argparse.Namespace:
 
 
 def measure(
-    name: str, config_name: str, given: argparse.Namespace, seed: int, chosen: Sequence[str]
+    name: str,
+    config_name: str,
+    given: argparse.Namespace,
+    seed: int,
+    chosen: Sequence[str],
+    refits: bool,
 ) -> dict[str, dict[str, float]]:
     """One run, which goes on where it was stopped.
 
@@ -48,6 +55,8 @@ def measure(
         given: From `arguments`.
         seed: Of the run.
         chosen: key=value of this data set, in place of the configuration's.
+        refits: Whether the model of test is trained anew on train and valid, for as many epochs as
+            the best on valid had.
 
     Returns:
         METRICS by split: "valid" and "test".
@@ -58,27 +67,37 @@ def measure(
     inline = ", ".join(f"{key} = {json.dumps(value)}" for key, value in events.items())
     settings = {
         "name": json.dumps(name),
-        "output": json.dumps(str(directory)),
         "seed": seed,
         "prepare.events": f"{{{inline}}}",
         "launch.num_ranks": given.ranks,
     }
     overrides = [f"{key}={value}" for key, value in settings.items()]
     overrides += [*chosen, *given.settings]
-    config = load_config(ROOT / "conf" / config_name, overrides)
-    started = time.monotonic()
-    code, _ = pipeline.run_stages(config, only=list(STAGES))
-    if code:
-        sys.exit(code)
-    seconds = time.monotonic() - started
-    splits = json.loads(config.metrics_path.read_text())["splits"]
-    found = {
-        split: {metric: part["models"][MODEL]["metrics"][metric] for metric in METRICS}
-        for split, part in splits.items()
-    }
-    for split, values in found.items():
-        print(f"{name} seed {seed} {split:6}", {k: round(v, 4) for k, v in values.items()})
-    print(f"{name} seed {seed} {seconds:.0f} s", flush=True)
+
+    def run(output: Path, *more: str) -> tuple[Config, dict[str, dict[str, float]]]:
+        own = [*overrides, f"output={json.dumps(str(output))}", *more]
+        config = load_config(ROOT / "conf" / config_name, own)
+        started = time.monotonic()
+        code, _ = pipeline.run_stages(config, only=list(STAGES))
+        if code:
+            sys.exit(code)
+        splits = json.loads(config.metrics_path.read_text())["splits"]
+        found = {
+            split: {metric: part["models"][MODEL]["metrics"][metric] for metric in METRICS}
+            for split, part in splits.items()
+        }
+        for split, values in found.items():
+            print(f"{output} {split:6}", {k: round(v, 4) for k, v in values.items()})
+        print(f"{output} {time.monotonic() - started:.0f} s", flush=True)
+        return config, found
+
+    config, found = run(directory)
+    if refits:
+        best = json.loads((config.checkpoint_directory / "best.json").read_text())
+        rows = read_manifest(config.dataset_directory).splits[TRAIN].num_rows
+        epochs = round(best["global_step"] * config.train.global_batch_size / rows)
+        more = ("prepare.split.valid_share=0.0", f"train.max_epochs={epochs}")
+        found["test"] = run(directory / "refit", *more)[1]["test"]
     return found
 
 
@@ -89,11 +108,13 @@ def report(
     given: argparse.Namespace,
     bars: Mapping[str, Mapping[str, float]],
     chosen: Sequence[str] = (),
+    refits: bool = False,
 ) -> None:
     """Run every seed and print the means on test, their spread, and the last line."""
     configure_logging()
     common.print_header(["torch", "horovod", "pyspark"], f"{given.ranks} ranks of 1 thread")
-    runs = [measure(name, config_name, given, seed, chosen) for seed in range(1, given.seeds + 1)]
+    seeds = range(1, given.seeds + 1)
+    runs = [measure(name, config_name, given, seed, chosen, refits) for seed in seeds]
     figures: dict[str, Any] = {"seeds": given.seeds}
     for metric in METRICS:
         values = [run["test"][metric] for run in runs]

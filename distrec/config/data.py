@@ -186,7 +186,9 @@ class SplitConfig(Section):
     user's events. held_out_users: whole users go to valid and test, part of their events is what is
     known of them, the rest is to be found. given: events.split, or valid_paths and test_paths."""
     valid_share: float = Field(default=0.1, ge=0, lt=1)
-    """temporal, random, held_out_users: share of events (random, temporal) or users."""
+    """temporal, random, held_out_users: share of events (random, temporal) or users. 0: no valid,
+    for leave_one_out too; training then ends with train.max_epochs, and its last checkpoint is the
+    best: a final model, trained for as long as was best with valid."""
     test_share: float = Field(default=0.1, gt=0, lt=1)
     """As valid_share, for test."""
     valid_time: int | None = None

@@ -35,7 +35,7 @@ def split_events(
         DataError: The split leaves nothing in train or test.
     """
     if split.method == "leave_one_out":
-        chosen = _leave_one_out(events)
+        chosen = _leave_one_out(events, split)
     elif split.method == "temporal":
         chosen = _temporal(events, split)
     elif split.method == "random":
@@ -61,17 +61,18 @@ def require_rows(num_rows: dict[str, int], split: SplitConfig) -> None:
             )
 
 
-def _leave_one_out(events: DataFrame) -> DataFrame:
+def _leave_one_out(events: DataFrame, split: SplitConfig) -> DataFrame:
     user = Window.partitionBy(c.USER_ID)
     # events of one time are ordered by item id, then by whatever else tells them apart
     others = sorted(set(events.columns) - {c.USER_ID, c.ITEM_ID, c.TIME, c.SPLIT})
     order = [F.desc(column) for column in (c.TIME, c.ITEM_ID, *others)]
     from_last = F.row_number().over(user.orderBy(*order))
     enough = F.count("*").over(user) >= 3
+    before_last = c.VALID if split.valid_share else c.TRAIN
     return events.withColumn(
         c.SPLIT,
         F.when(enough & (from_last == 1), F.lit(c.TEST))
-        .when(enough & (from_last == 2), F.lit(c.VALID))
+        .when(enough & (from_last == 2), F.lit(before_last))
         .otherwise(F.lit(c.TRAIN)),
     )
 

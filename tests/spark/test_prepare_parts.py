@@ -150,6 +150,13 @@ def test_leave_one_out_with_ties(spark: SparkSession, workspace: Workspace) -> N
     }  # fmt: skip
 
 
+def test_leave_one_out_for_a_final_model(spark: SparkSession, workspace: Workspace) -> None:
+    times = {"u1": [1, 2, 3], "u2": [1, 2]}
+    parts = split_rows(spark, workspace, times, valid_share=0.0)
+    train = {("u1", 1), ("u1", 2), ("u2", 1), ("u2", 2)}
+    assert parts == {"train": train, "test": {("u1", 3)}}
+
+
 def test_temporal_by_shares_and_by_times(spark: SparkSession, workspace: Workspace) -> None:
     times = {"u1": [1, 2, 3, 4, 5], "u2": [6, 7, 8, 9, 10]}
     by_share = split_rows(spark, workspace, times, method="temporal")

@@ -89,7 +89,8 @@ def print_summary(config: Config, console: Console) -> None:
         for name in ("hr@10", "ndcg@10", "mrr@10", "coverage@10")
         if name in split["models"]["distrec"]["metrics"]
     ]
-    table = Table(title=f"{config.name}: test, {split['num_queries']:,} users, whole catalogue")
+    among = "given candidates" if split.get("candidates") else "whole catalogue"
+    table = Table(title=f"{config.name}: test, {split['num_queries']:,} users, {among}")
     table.add_column("model")
     for name in shown:
         table.add_column(name, justify="right")

@@ -26,6 +26,7 @@ from distrec.config import Config
 from distrec.dataset import DatasetManifest, read_manifest
 from distrec.errors import DataError
 from distrec.files import fsync, replace_text, sha256
+from distrec.metrics.candidates import GivenCandidates
 from distrec.metrics.evaluation import (
     ModelScorer,
     Scorer,
@@ -61,12 +62,14 @@ class Inputs:
         manifest: Of the dataset.
         items: The whole catalogue.
         vectors: float32, (M, F): which items are alike, for diversity.
+        candidates: Among which targets of test are ranked; None: the whole catalogue.
     """
 
     config: Config
     manifest: DatasetManifest
     items: ItemBatch
     vectors: torch.Tensor
+    candidates: GivenCandidates | None
 
     def ranking_metrics(self) -> RankingMetrics:
         """Metrics that nothing has been added to."""
@@ -145,7 +148,11 @@ def measure_baselines(config: Config) -> dict[str, Any]:
 def _inputs(config: Config, manifest: DatasetManifest) -> Inputs:
     items = read_items(config.dataset_directory, manifest)
     vectors = item_vectors(config.dataset_directory, manifest, items)
-    return Inputs(config, manifest, items, vectors)
+    candidates = None
+    if config.evaluate.test_candidates is not None:
+        path = Path(config.evaluate.test_candidates)
+        candidates = GivenCandidates(path, config.dataset_directory, manifest)
+    return Inputs(config, manifest, items, vectors, candidates)
 
 
 def _num_queries(manifest: DatasetManifest, split: str) -> int:
@@ -212,13 +219,19 @@ def _measure_split(
     queries = read_queries(
         config.dataset_directory, manifest, QUERIES[split], World(), config.evaluate.batch_size
     )
-    same = QueriesHash([manifest.vocabularies[name].sha256 for name in _INDEXED])
+    candidates = inputs.candidates if split == columns.TEST else None
+    known = [manifest.vocabularies[name].sha256 for name in _INDEXED]
+    same = QueriesHash(known if candidates is None else [*known, candidates.sha256])
     done = 0
     started = last_line = time.monotonic()
-    for batch in queries:
+    for read in queries:
+        batch = read if candidates is None else candidates.restrict(read)
         same.add(batch)
         for name, score in scorers.items():
-            lists = metrics[name].update(score(batch), batch)
+            scores = score(batch)
+            if candidates is not None:
+                scores = candidates.among(scores, batch)
+            lists = metrics[name].update(scores, batch)
             if ranks is not None:
                 ranks.add((split, name), done, batch, lists, metrics[name])
         done += batch.batch.batch_size
@@ -231,6 +244,7 @@ def _measure_split(
     return {
         "num_queries": max((one.num_queries for one in metrics.values()), default=0),
         "queries_hash": same.hexdigest(),
+        "candidates": None if candidates is None else candidates.sha256,
         "models": {
             name: {
                 "metrics": metrics[name].compute(),

@@ -11,12 +11,16 @@ from distrec.config.section import Section
 
 
 class EvaluateConfig(Section):
-    """Measuring on valid and test queries, whole catalogue."""
+    """Measuring on valid and test queries, by default over the whole catalogue."""
 
     ks: tuple[int, ...] = (5, 10, 20, 50)
     """Cut-offs K."""
     exclude_seen: bool = True
     """Mask what the user has already had."""
+    test_candidates: str | None = None
+    """Parquet or CSV file with columns user_id and item_id: on test, each user's targets are ranked
+    among these items alone, not the whole catalogue; users without any are left out. For comparing
+    with published figures that are measured so, such as 99 negatives a user."""
     batch_size: int = Field(default=1024, ge=1)
     """Users scored at once."""
     baselines: tuple[Literal["popularity", "item_knn", "markov", "ease", "als"], ...] | None = None

@@ -22,6 +22,7 @@ from distrec.checkpoint import find, read_checkpoint_manifest
 from distrec.config import Config, parse_config
 from distrec.dataset import MANIFEST, DatasetManifest, read_manifest
 from distrec.errors import CheckpointError, ConfigError, DataError
+from distrec.evaluate import QUERIES
 from distrec.metrics.names import metric_names
 from distrec.metrics.query_ranks import SCHEMA, values_of
 from distrec.sharding.collectives import start
@@ -195,6 +196,38 @@ def test_baselines_learn_from_valid_when_asked(run: Config, tmp_path: Path) -> N
         for name in ("popularity", "markov"):
             one, other = (splits[split]["models"][name]["metrics"] for splits in (before, after))
             assert (one == other) == is_same
+
+
+def test_targets_are_ranked_among_given_candidates(run: Config, tmp_path: Path) -> None:
+    queries, items = read(run, c.TEST_QUERIES), read(run, c.ITEMS)
+    counts = read(run, c.TRAIN).groupby(c.ITEM_INDEX).size()
+    names = dict(zip(items[c.ITEM_INDEX], items[c.ITEM_ID], strict=True))
+    users = pd.read_parquet(run.dataset_directory / "vocab" / c.USER_ID).set_index("id")["value"]
+    generator = np.random.default_rng(0)
+    pairs, gains = [("nobody", "nothing")], []
+    for query in queries[:100].itertuples():
+        drawn = generator.choice(items[c.ITEM_INDEX], 20, replace=False)
+        pairs += [(users[query.user_index], names[item]) for item in drawn]
+        ranked = set(drawn) - set(query.seen) | set(query.targets)
+        order = sorted(ranked, key=lambda item: (-counts.get(item, 0), item))
+        gains.append(1 / np.log2(2 + order.index(query.targets[0])))
+    path = tmp_path / "candidates.csv"
+    pd.DataFrame(pairs, columns=[c.USER_ID, c.ITEM_ID]).to_csv(path, index=False)
+    config = make_config(run.directory, ks=[60], test_candidates=str(path))
+    config = config.model_copy(update={"output": str(tmp_path)})
+    for name in ("dataset", "checkpoints"):
+        (tmp_path / name).symlink_to(run.directory / name)
+    evaluate.run(config)
+    valid, test = (json.loads(config.metrics_path.read_text())["splits"][n] for n in QUERIES)
+    assert (valid["num_queries"], test["num_queries"]) == (150, 100)
+    assert valid["candidates"] is None
+    found = test["models"]["popularity"]["metrics"]["ndcg@60"]
+    assert found == pytest.approx(np.mean(gains))
+    assert found > valid["models"]["popularity"]["metrics"]["ndcg@60"]
+    for text, message in (("user,item\n1,2\n", "user_id"), ("user_id,item_id\n-,-\n", "none of")):
+        path.write_text(text)
+        with pytest.raises(DataError, match=message):
+            evaluate.run(config)
 
 
 def test_the_model_measures_as_it_did_in_training(

@@ -123,12 +123,12 @@ class ShardingConfig(Section):
 class ModelConfig(Section):
     """The unified model: towers that share embeddings, weighed by a gate."""
 
-    towers: tuple[Literal["cf", "autoencoder", "sequence", "deep"], ...] = (
+    towers: tuple[Literal["cf", "autoencoder", "sequence", "deep", "content"], ...] = (
         "cf",
         "autoencoder",
         "deep",
     )
-    """Which towers are on."""
+    """Which towers are on. content needs features of items."""
     embedding_dim: int = Field(default=64, ge=4, multiple_of=4)
     """D, the width of user, item and tower vectors."""
     feature_dim: int = Field(default=16, ge=4, multiple_of=4)
@@ -137,7 +137,8 @@ class ModelConfig(Section):
     """One item table for the cf tower, the autoencoder's output and the sequence tower; else one
     each."""
     autoencoder_hidden: tuple[int, ...] = (256,)
-    """Widths of the hidden layers between the pooled history and the tower's vector."""
+    """Widths of the hidden layers between the pooled history and the vector of the towers
+    autoencoder and content."""
     sequence_layers: int = Field(default=2, ge=1)
     """Blocks of the sequence tower's transformer."""
     sequence_heads: int = Field(default=2, ge=1)
@@ -148,7 +149,7 @@ class ModelConfig(Section):
     sequence_mask: float = Field(default=0.0, ge=0, lt=1)
     """Share of the history's items that the sequence tower sees as the unknown one in training."""
     deep_hidden: tuple[int, ...] = (128,)
-    """Widths of the hidden layers of the deep tower, user and item side."""
+    """Widths of the hidden layers of the deep tower, user and item side, and of content's items."""
     deep_crosses: int = Field(default=0, ge=0)
     """Cross layers (DCN-v2) over the features of each side, before the hidden layers of the deep
     tower."""

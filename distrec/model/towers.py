@@ -185,10 +185,12 @@ class AutoencoderTower(ItemRowTower):
 
     def table_specs(self) -> tuple[TableSpec, ...]:
         """The input table and the output table, which may be the collaborative tower's."""
-        return (
-            TableSpec(ITEM_HISTORY_TABLE, self.spec.num_trained_items, self.embedding_dim),
-            TableSpec(self.item_table, self.spec.num_trained_items, self.embedding_dim),
-        )
+        output = TableSpec(self.item_table, self.spec.num_trained_items, self.embedding_dim)
+        return (self.history_spec(), output)
+
+    def history_spec(self) -> TableSpec:
+        """The input table."""
+        return TableSpec(ITEM_HISTORY_TABLE, self.spec.num_trained_items, self.embedding_dim)
 
     def user_requests(
         self, batch: Batch, with_unknown_row: bool, positions: Positions | None

@@ -17,6 +17,7 @@ from torch.nn import functional
 from distrec.batch import Batch, ItemBatch
 from distrec.columns import FIRST_INDEX, ITEM_ID, USER_ID
 from distrec.config import ModelConfig
+from distrec.model.content import ContentTower
 from distrec.model.features import has_features
 from distrec.model.layers import Gate, PairHead
 from distrec.model.positions import Positions, at
@@ -40,6 +41,7 @@ TOWERS: Mapping[str, type[Tower]] = {
     "autoencoder": AutoencoderTower,
     "sequence": SequenceTower,
     "deep": DeepTower,
+    "content": ContentTower,
 }
 BIAS_TABLE = "item_bias"
 USER_BIAS_TABLE = "user_bias"

@@ -27,8 +27,8 @@ from distrec.trainer.setup import Inputs, Run
 
 logger = logging.getLogger("distrec.train")
 
-# the tower that reads features side by side: its parameters go with their order
-_FEATURE_TOWER = "towers.deep."
+# towers that read features side by side: their parameters go with the order of those
+_FEATURE_TOWERS = ("towers.deep.", "towers.content.item_")
 _KEY = "train.warm_start"
 
 
@@ -168,7 +168,7 @@ def _read_old(run: Run, path: Path) -> _Old:
         # rows that ids share are nobody's to begin anew
         reused[plan.name] = ids if plan.composition is None else ids[ids < plan.composition.num_own]
     changed = changed_sides(saved.model_spec, inputs.spec)
-    leave = [_FEATURE_TOWER] if changed else []
+    leave = _FEATURE_TOWERS if changed else ()
     left = checkpoint.load_dense_where_it_fits(path, saved, run.model, leave)
     return _Old(rows, reused, left)
 

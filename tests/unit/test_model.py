@@ -14,6 +14,7 @@ from torch import Tensor
 from distrec.batch import Batch, ItemBatch, Jagged
 from distrec.config import ModelConfig
 from distrec.dataset import FeatureSpec
+from distrec.errors import ConfigError
 from distrec.model import ModelSpec, UnifiedModel
 from distrec.model.layers import CrossNetwork
 from distrec.sharding.lookup import Request, pool
@@ -135,6 +136,7 @@ def test_spec_is_the_manifest_and_survives_json(tmp_path: Path) -> None:
             {"towers": ("deep",)},
             {"user_job": (5, 4), "context_hour": (9, 4), "item_tags": (7, 4)},
         ),
+        ({"towers": ("content",)}, {"item_history": (8, 8), "item_tags": (7, 4)}),
         (
             {},
             {
@@ -182,6 +184,38 @@ def test_history_is_summed_over_the_root_of_its_length() -> None:
     bags = [[3, 4], [], [2, 3, 5, 6], [1]]  # item 9 is cold, so unknown
     expected = [table[bag].sum(axis=0) / max(1, len(bag)) ** 0.5 for bag in bags]
     np.testing.assert_allclose(users[:, :-1].detach().numpy(), expected, rtol=1e-5)
+
+
+def test_content_tells_items_apart_by_their_features_alone() -> None:
+    model = make_model(towers=("content",))
+    tables = InMemoryTables(model)
+    catalogue = make_catalogue()
+    # items 2 and 9, one warm and one that train never saw, are the same in all but their ids
+    catalogue.ids["item_tags"] = Jagged.from_lists([[3]] + [[2]] * 6 + [[3]])
+    catalogue.dense[0] = catalogue.dense[7]
+    _, items = encode(model, tables, BATCH, catalogue)
+    vectors = items[:, :-1]
+    torch.testing.assert_close(vectors[0], vectors[7])
+    assert (vectors[0] - vectors[1:7]).abs().amax(dim=1).min() > 1e-4
+
+
+def test_content_reads_the_history_as_the_autoencoder_does() -> None:
+    content = make_model(towers=("content",))
+    other = make_model(towers=("autoencoder",))
+    other.towers["autoencoder"].network = content.towers["content"].network
+    tables, others = InMemoryTables(content), InMemoryTables(other)
+    others.weights["item_history"] = tables.weights["item_history"]
+    users, _ = encode(content, tables, BATCH, make_catalogue())
+    expected, _ = encode(other, others, BATCH, make_catalogue())
+    torch.testing.assert_close(users, expected)
+
+
+def test_content_without_features_is_refused() -> None:
+    spec = SPEC.model_copy(update={"features": SPEC.features_of("user")})
+    with pytest.raises(
+        ConfigError, match=r"content reads features of items. Received: a dataset w"
+    ):
+        UnifiedModel(spec, ModelConfig(towers=("content",)))
 
 
 @pytest.mark.parametrize("normalize", [False, True])

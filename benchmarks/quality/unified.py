@@ -14,7 +14,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import common
-from sources import write_events
+from sources import FINAL, NAMES, write_events
 
 from distrec import pipeline
 from distrec.columns import TRAIN
@@ -62,20 +62,20 @@ def measure(
         METRICS by split: "valid" and "test".
     """
     directory = given.output / name / f"seed-{seed}"
-    events = write_events(name, given.data, given.output / name / "raw")
-    events["paths"] = [str(Path(path).resolve()) for path in events["paths"]]
-    inline = ", ".join(f"{key} = {json.dumps(value)}" for key, value in events.items())
-    settings = {
-        "name": json.dumps(name),
-        "seed": seed,
-        "prepare.events": f"{{{inline}}}",
-        "launch.num_ranks": given.ranks,
-    }
-    overrides = [f"{key}={value}" for key, value in settings.items()]
-    overrides += [*chosen, *given.settings]
 
-    def run(output: Path, *more: str) -> tuple[Config, dict[str, dict[str, float]]]:
-        own = [*overrides, f"output={json.dumps(str(output))}", *more]
+    def run(source: str, output: Path, *more: str) -> tuple[Config, dict[str, dict[str, float]]]:
+        events = write_events(source, given.data, given.output / source / "raw")
+        events["paths"] = [str(Path(path).resolve()) for path in events["paths"]]
+        inline = ", ".join(f"{key} = {json.dumps(value)}" for key, value in events.items())
+        settings = {
+            "name": json.dumps(name),
+            "seed": seed,
+            "prepare.events": f"{{{inline}}}",
+            "launch.num_ranks": given.ranks,
+            "output": json.dumps(str(output)),
+        }
+        own = [f"{key}={value}" for key, value in settings.items()]
+        own += [*chosen, *given.settings, *more]
         config = load_config(ROOT / "conf" / config_name, own)
         started = time.monotonic()
         code, _ = pipeline.run_stages(config, only=list(STAGES))
@@ -91,13 +91,15 @@ def measure(
         print(f"{output} {time.monotonic() - started:.0f} s", flush=True)
         return config, found
 
-    config, found = run(directory)
+    config, found = run(name, directory)
     if refits:
         best = json.loads((config.checkpoint_directory / "best.json").read_text())
         rows = read_manifest(config.dataset_directory).splits[TRAIN].num_rows
         epochs = round(best["global_step"] * config.train.global_batch_size / rows)
-        more = ("prepare.split.valid_share=0.0", f"train.max_epochs={epochs}")
-        found["test"] = run(directory / "refit", *more)[1]["test"]
+        source, more = name + FINAL, [f"train.max_epochs={epochs}"]
+        if source not in NAMES:
+            source, more = name, [*more, "prepare.split.valid_share=0.0"]
+        found["test"] = run(source, directory / "refit", *more)[1]["test"]
     return found
 
 

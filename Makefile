@@ -2,6 +2,7 @@
 # make test   set up what is missing, then every test
 # make faults kill ranks and launchers at every phase of training
 # make lint   what CI checks of style and types
+# make audit  known holes of the pinned versions, where their list can be reached
 # make doctor which parts are there and work
 
 VENV   := .venv
@@ -9,7 +10,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 CONFIG ?= conf/movielens-100k.toml
 
-.PHONY: run test faults lint docs doctor setup clean
+.PHONY: run test faults lint audit docs doctor setup clean
 
 run: setup
 	$(BIN)/distrec run $(CONFIG)
@@ -25,6 +26,12 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy distrec jobs
+
+# in an environment of its own: it needs other versions than we do
+audit:
+	python3.11 -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install --quiet pip-audit
+	$(VENV)-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --desc
 
 # the reference is generated from the classes of distrec/config/
 docs: setup
@@ -44,4 +51,4 @@ $(STAMP): setup.py constraints.txt distrec/horovod_build.py install-system-packa
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-audit build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -129,6 +129,11 @@ class ModelConfig(Section):
         "deep",
     )
     """Which towers are on. content needs features of items."""
+    frozen: tuple[Literal["cf", "autoencoder", "sequence", "deep", "content"], ...] = ()
+    """Fine-tuning: towers that stay as train.warm_start gives them, with the rows of all tables
+    that they read, shared or not. The gate, the biases and the other towers are trained."""
+    adapter_rank: int = Field(default=0, ge=0)
+    """Above 0: beside every linear map of a frozen tower one of so low a rank is trained (LoRA)."""
     embedding_dim: int = Field(default=64, ge=4, multiple_of=4)
     """D, the width of user, item and tower vectors."""
     feature_dim: int = Field(default=16, ge=4, multiple_of=4)
@@ -176,6 +181,16 @@ class ModelConfig(Section):
         if not self.towers or len(set(self.towers)) != len(self.towers):
             raise ValueError(
                 f"towers names each tower once, and at least one. Received: {list(self.towers)}"
+            )
+        if not set(self.frozen) <= set(self.towers) or len(set(self.frozen)) != len(self.frozen):
+            raise ValueError(
+                f"frozen names some of the towers, each once. Received: {list(self.frozen)} of "
+                f"{list(self.towers)}"
+            )
+        if self.adapter_rank and not self.frozen:
+            raise ValueError(
+                "adapters stand beside what is frozen. Received: adapter_rank = "
+                f"{self.adapter_rank}, no frozen towers. Name some, or set it to 0"
             )
         if "sequence" in self.towers and self.embedding_dim % self.sequence_heads:
             raise ValueError(

@@ -130,6 +130,12 @@ class Config(Section):
                 'loss.kind = "squared" needs ratings. Received: no prepare.predict_ratings. Set '
                 "it, or use another loss"
             )
+        if self.model.frozen and self.train.warm_start is None:
+            raise ValueError(
+                "model.frozen needs train.warm_start. Received: "
+                f"{list(self.model.frozen)} without: they would stay as they are drawn. Name the "
+                "checkpoints of a run that was trained before"
+            )
         if "markov" in (self.evaluate.baselines or ()) and self.prepare.events.time is None:
             raise ValueError(
                 "the baseline markov needs prepare.events.time. Received: evaluate.baselines = "

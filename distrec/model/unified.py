@@ -17,6 +17,7 @@ from torch.nn import functional
 from distrec.batch import Batch, ItemBatch
 from distrec.columns import FIRST_INDEX, ITEM_ID, USER_ID
 from distrec.config import ModelConfig
+from distrec.model.adapters import freeze
 from distrec.model.content import ContentTower
 from distrec.model.features import has_features
 from distrec.model.layers import Gate, PairHead
@@ -83,6 +84,8 @@ class UnifiedModel(nn.Module):
         self.config = config
         self.tower_names = tuple(name for name in TOWERS if name in config.towers)
         self.towers = nn.ModuleDict({name: TOWERS[name](spec, config) for name in self.tower_names})
+        for name in config.frozen:
+            freeze(self.towers[name], config.adapter_rank)
         num_towers = len(self.tower_names)
         self.user_gate = Gate(_NUM_USER_SIGNALS, num_towers, config.gate_hidden)
         self.item_gate = Gate(_NUM_ITEM_SIGNALS, num_towers, config.gate_hidden)
@@ -118,6 +121,17 @@ class UnifiedModel(nn.Module):
         for tower in self._towers():
             specs.update({table.name: table for table in tower.table_specs()})
         return tuple(specs[name] for name in sorted(specs))
+
+    @property
+    def frozen_tables(self) -> frozenset[str]:
+        """The tables that a frozen tower reads; whoever reads them beside it trains them not."""
+        towers = (self.towers[name] for name in self.config.frozen)
+        return frozenset(
+            table.name
+            for tower in towers
+            if isinstance(tower, Tower)
+            for table in tower.table_specs()
+        )
 
     def user_requests(self, batch: Batch, positions: Positions | None = None) -> dict[str, Request]:
         """Rows that `encode_users` needs; every name starts with ``user.``."""

@@ -34,6 +34,8 @@ def resume_hash(config: Config) -> str:
         if name == "train" and config.train.warm_start is None:
             # a run without one is what it was before there was this key
             free += ("warm_start",)
+        if name == "model" and not config.model.frozen:
+            free += ("frozen", "adapter_rank")
         if name == "train" and config.train.average_decay == 0:
             free += ("average_decay",)
         if name == "train" and config.train.decay == "none":

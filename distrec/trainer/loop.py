@@ -119,7 +119,7 @@ def train(
     if run.average is not None and start is None:
         run.average.restart()
     if world.is_first:
-        setup.write_plan(inputs, world.world_size)
+        setup.write_plan(run, world.world_size)
     return _Loop(run, saved, beat, stop).run_to_end()
 
 

@@ -248,8 +248,27 @@ def dense_optimizer(model: torch.nn.Module, config: Config) -> torch.optim.Optim
     return kinds[train.optimizer](model.parameters(), **settings)  # type: ignore[arg-type]
 
 
-def write_plan(inputs: Inputs, world_size: int) -> None:
-    """Keep where each table lies, with its bytes on each rank, for the report."""
+def count_parameters(run: Run) -> dict[str, int]:
+    """Numbers that the model has, and of these the ones that are trained."""
+    dense, frozen = list(run.model.parameters()), run.model.frozen_tables
+    rows = {plan.name: plan.num_embeddings * plan.embedding_dim for plan in run.inputs.plans}
+    return {
+        "dense": sum(one.numel() for one in dense),
+        "dense_trained": sum(one.numel() for one in dense if one.requires_grad),
+        "tables": sum(rows.values()),
+        "tables_trained": sum(count for name, count in rows.items() if name not in frozen),
+    }
+
+
+def write_plan(run: Run, world_size: int) -> None:
+    """Keep where each table lies, with its bytes on each rank, and how much is trained."""
+    inputs, parameters = run.inputs, count_parameters(run)
+    if run.model.config.frozen:
+        trained = parameters["dense_trained"] + parameters["tables_trained"]
+        number = parameters["dense"] + parameters["tables"]
+        logger.info(
+            "%d of %d numbers are trained (%.2f %%)", trained, number, 100 * trained / number
+        )
     tables = [
         {
             "name": plan.name,
@@ -272,4 +291,7 @@ def write_plan(inputs: Inputs, world_size: int) -> None:
     ]
     path = inputs.config.logs_directory / PLAN_LOG
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"world_size": world_size, "tables": tables}, indent=1) + "\n")
+    path.write_text(
+        json.dumps({"world_size": world_size, "tables": tables, "parameters": parameters}, indent=1)
+        + "\n"
+    )

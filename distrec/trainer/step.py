@@ -133,6 +133,11 @@ def train_step(
     _set_random_states(prepared.random_states, collectives.device)
     dense = DenseGradients(run.model.parameters(), collectives)
     rows = run.tables(prepared.requests, prepared.asked, meanwhile=dense.start)
+    frozen = run.model.frozen_tables
+    if frozen:
+        tables = {name: request.table for name, request in prepared.requests.items()}
+        # their gradients are zeros, by which no optimizer of rows moves
+        rows = {name: row.detach() if tables[name] in frozen else row for name, row in rows.items()}
     loss_sum, parts = run.objective.loss_sum(batch, rows, global_step)
     own = torch.stack([loss_sum.detach().double(), run.objective.weight_sum(batch).double()])
     further = [parts["loss"], parts["l2"], float(batch.batch_size), float(stop)]

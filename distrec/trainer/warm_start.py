@@ -22,6 +22,7 @@ from distrec.columns import SIDES
 from distrec.dataset import DatasetManifest
 from distrec.errors import CheckpointError, DataError
 from distrec.model import ModelSpec, vocabulary_of
+from distrec.model.adapters import ADAPTER
 from distrec.sharding.collectives import Collectives
 from distrec.trainer.setup import Inputs, Run
 
@@ -170,7 +171,21 @@ def _read_old(run: Run, path: Path) -> _Old:
     changed = changed_sides(saved.model_spec, inputs.spec)
     leave = _FEATURE_TOWERS if changed else ()
     left = checkpoint.load_dense_where_it_fits(path, saved, run.model, leave)
+    _check_frozen(run, path, rows, left)
     return _Old(rows, reused, left)
+
+
+def _check_frozen(run: Run, path: Path, rows: checkpoint.OldRows, left: tuple[str, ...]) -> None:
+    """Refuse to keep as it is what the checkpoint does not have."""
+    of_towers = tuple(f"towers.{name}." for name in run.model.config.frozen)
+    missing = [name for name in left if name.startswith(of_towers) and ADAPTER not in name]
+    missing += [name for name in rows.new_tables if name in run.model.frozen_tables]
+    if of_towers and missing:
+        raise CheckpointError(
+            "what is frozen comes from the warm start. Received: model.frozen = "
+            f"{list(run.model.config.frozen)} and {path}, which does not have {', '.join(missing)} "
+            "in this shape. Train these towers, or give a checkpoint of a model that has them."
+        )
 
 
 def reused_ids(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from distrec.config.section import Section
 
@@ -148,3 +149,19 @@ class ReportConfig(Section):
 
     sample_users: int = Field(default=50, ge=0)
     """Users shown with their history and recommendations."""
+    mlflow_uri: str | None = None
+    """Server that gets the settings and the learning curve of training, such as
+    http://mlflow:5000, beside TensorBoard's files; needs the extra mlflow. What it wants to know of
+    who is asking comes from the environment (MLFLOW_TRACKING_USERNAME and so on)."""
+    mlflow_experiment: str = Field(default="distrec", min_length=1)
+    """Experiment of the server in which the run appears, under its name."""
+
+    @field_validator("mlflow_uri")
+    @classmethod
+    def _no_secret(cls, uri: str | None) -> str | None:
+        if uri is not None and urlsplit(uri).password is not None:
+            raise ValueError(
+                "mlflow_uri holds no password, for the configuration is copied into runs. "
+                "Received: one. Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+        return uri

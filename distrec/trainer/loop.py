@@ -176,14 +176,7 @@ class _Loop:
                 "checkpoint counts as the best",
                 metric,
             )
-        self.progress = Progress(
-            run.config.logs_directory,
-            self.is_first,
-            run.total_steps,
-            self.train_config.max_epochs,
-            self.train_config.log_every_steps,
-            self.global_step,
-        )
+        self.progress = Progress(run.config, self.is_first, run.total_steps, self.global_step)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -202,7 +195,7 @@ class _Loop:
                 self._run_epoch()
             self._drop_ahead()
         finally:
-            self.progress.close()
+            self.progress.close(self.is_done)
         if not self.is_done:
             raise StoppedError(
                 f"training was told to stop after step {self.global_step} of "

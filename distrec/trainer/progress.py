@@ -1,4 +1,4 @@
-"""What rank 0 shows and keeps of a run: console lines, train.jsonl, TensorBoard."""
+"""What rank 0 shows and keeps of a run: console lines, train.jsonl, TensorBoard, MLflow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import Any, TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 
+from distrec.config import Config
 from distrec.trainer.step import StepResult
+from distrec.trainer.tracking import MlflowRun
 
 TRAIN_LOG = "train.jsonl"
 TENSORBOARD = "tensorboard"
@@ -24,26 +26,16 @@ class Progress:
     """Collects steps and reports every so many; on ranks other than 0 it only counts.
 
     Args:
-        logs_directory: Of the run.
+        config: Of the run.
         is_first: Whether this is rank 0.
         total_steps: Of the run.
-        max_epochs: Of the run.
-        log_every_steps: Steps between two lines.
         start_step: Steps that were done before, by the run that this one resumes.
     """
 
-    def __init__(
-        self,
-        logs_directory: Path,
-        is_first: bool,
-        total_steps: int,
-        max_epochs: int,
-        log_every_steps: int,
-        start_step: int,
-    ) -> None:
+    def __init__(self, config: Config, is_first: bool, total_steps: int, start_step: int) -> None:
         self.total_steps = total_steps
-        self.max_epochs = max_epochs
-        self.log_every_steps = log_every_steps
+        self.max_epochs = config.train.max_epochs
+        self.log_every_steps = config.train.log_every_steps
         self.start_step = start_step
         self.num_examples = 0
         self._started = time.monotonic()
@@ -52,8 +44,11 @@ class Progress:
         self._input_seconds = 0.0
         self._stream: TextIO | None = None
         self._board: SummaryWriter | None = None
+        self._mlflow: MlflowRun | None = None
         if is_first:
-            self._open(logs_directory)
+            self._open(config.logs_directory)
+            if config.report.mlflow_uri is not None:
+                self._mlflow = MlflowRun(config, start_step)
 
     def _open(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -147,12 +142,14 @@ class Progress:
             ", the best so far" if is_best else "",
         )  # fmt: skip
 
-    def close(self) -> None:
-        """Finish the files."""
+    def close(self, is_whole: bool) -> None:
+        """Finish the files; whether no step is left to do is for MLflow."""
         if self._stream is not None:
             self._stream.close()
         if self._board is not None:
             self._board.close()
+        if self._mlflow is not None:
+            self._mlflow.close(is_whole)
 
     def _write(self, entry: Mapping[str, Any]) -> None:
         if self._stream is not None:
@@ -163,3 +160,6 @@ class Progress:
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(f"{group}/{name.replace('@', '_at_')}", value, global_step)
+        if self._mlflow is not None:
+            named = {f"{group}/{name}": value for name, value in values.items()}
+            self._mlflow.scalars(global_step, named)

@@ -24,6 +24,7 @@ from distrec.sharding.plan import TablePlan, TableSpec, has_chosen_hot_rows, pla
 from distrec.sharding.tables import EmbeddingTables
 from distrec.trainer.average import WeightAverage
 from distrec.trainer.identity import TRAINED_SECTIONS, resume_hash
+from distrec.trainer.tracking import check_tracking
 from distrec.trainer.validation import Validator, check_labels, check_metric
 
 PLAN_LOG = "plan.json"
@@ -102,9 +103,11 @@ def read_inputs(config: Config, world_size: int) -> Inputs:
     """Read the dataset's manifest and catalogue, and refuse what cannot work.
 
     Raises:
-        ConfigError: The metric, the loss or a table cannot be had with this dataset.
+        ConfigError: The metric, the loss or a table cannot be had with this dataset, or MLflow is
+            wanted and not installed.
         DataError: The dataset is not whole, or has nothing to learn from.
     """
+    check_tracking(config)
     manifest = read_manifest(config.dataset_directory)
     rows = manifest.splits[columns.TRAIN].num_rows if columns.TRAIN in manifest.splits else 0
     if rows == 0:

@@ -1,5 +1,5 @@
 # make run    set up what is missing, then the whole pipeline on MovieLens-100K
-# make test   set up what is missing, then every test
+# make test   set up what is missing, then every test, on two processes; TEST_PROCESSES=0: on one
 # make faults kill ranks and launchers at every phase of training
 # make lint   what CI checks of style and types
 # make audit  known holes of the pinned versions, where their list can be reached
@@ -9,6 +9,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 CONFIG ?= conf/movielens-100k.toml
+TEST_PROCESSES ?= 2
 
 .PHONY: run test faults lint audit docs doctor setup clean
 
@@ -16,7 +17,8 @@ run: setup
 	$(BIN)/distrec run $(CONFIG)
 
 test: setup lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(TEST_PROCESSES) --no-loadscope-reorder \
+		--durations=15
 
 # kills ranks and launchers everywhere; ends with a table of what each cost
 faults: setup

@@ -50,6 +50,7 @@ setup(
         "dev": [
             "pytest>=8",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.8",
             "hypothesis>=6.100",
             "scikit-learn>=1.4",
             "torchmetrics>=1.4",

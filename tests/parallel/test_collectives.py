@@ -127,6 +127,21 @@ def train_dense(collectives: Collectives) -> dict[str, Any]:
     return {"norms": norms, "weights": weights}
 
 
+def sum_in_company(collectives: Collectives) -> list[bool]:
+    """Whether a sum has the same bits alone and beside others, several times.
+
+    From three ranks on, the order of additions is more than a swap.
+    """
+    generator = torch.Generator().manual_seed(collectives.world.rank)
+    tensors = [torch.randn(101 + 17 * number, generator=generator) for number in range(6)]
+    alone = [collectives.allreduce(tensor, f"{n} alone") for n, tensor in enumerate(tensors)]
+    same = []
+    for _ in range(30):
+        waits = [collectives.start_allreduce(t, f"{n} together") for n, t in enumerate(tensors)]
+        same += [torch.equal(wait(), sum_) for wait, sum_ in zip(waits, alone, strict=True)]
+    return same
+
+
 def disagree(collectives: Collectives) -> str:
     """The last call: Horovod ends with it."""
     try:
@@ -152,6 +167,7 @@ def work(collectives: Collectives) -> dict[str, Any]:
         "moved": move_everything(collectives),
         "refused": refuse(collectives),
         "trained": train_dense(collectives),
+        "summed": sum_in_company(collectives),
         "disagreed": disagree(collectives),
     }
 
@@ -186,6 +202,7 @@ def test_everything_arrives(num_ranks: int, tmp_path: Path) -> None:
         for found, expected in zip(result["trained"]["weights"], plain["weights"], strict=True):
             torch.testing.assert_close(torch.tensor(found), expected.data, rtol=0, atol=1e-5)
         assert result["trained"]["weights"] == results[0]["trained"]["weights"]
+        assert result["summed"] == [True] * 180
         allowed, own = result["bound"]["allowed"], result["bound"]["own"]
         share = len(allowed) // num_ranks
         kept = allowed[rank * share : (rank + 1) * share] if share else allowed
@@ -194,24 +211,6 @@ def test_everything_arrives(num_ranks: int, tmp_path: Path) -> None:
             name = f"collective 'uneven' failed on rank {rank} of {num_ranks}"
             assert name in result["disagreed"]
             assert "Likely cause: the ranks ask for different things" in result["disagreed"]
-
-
-def sum_in_company(collectives: Collectives) -> list[bool]:
-    """Whether a sum has the same bits alone and beside others, several times."""
-    generator = torch.Generator().manual_seed(collectives.world.rank)
-    tensors = [torch.randn(101 + 17 * number, generator=generator) for number in range(6)]
-    alone = [collectives.allreduce(tensor, f"{n} alone") for n, tensor in enumerate(tensors)]
-    same = []
-    for _ in range(30):
-        waits = [collectives.start_allreduce(t, f"{n} together") for n, t in enumerate(tensors)]
-        same += [torch.equal(wait(), sum_) for wait, sum_ in zip(waits, alone, strict=True)]
-    return same
-
-
-def test_a_sum_does_not_depend_on_what_else_is_under_way(tmp_path: Path) -> None:
-    # from three ranks on, the order of additions is more than a swap
-    results = run_ranks(3, "tests.parallel.test_collectives:sum_in_company", {}, tmp_path)
-    assert results == [[True] * 180] * 3
 
 
 def leave_or_hang(collectives: Collectives, hangs: bool) -> None:

@@ -356,6 +356,24 @@ def export(
 
 
 @app.command()
+def forget(
+    config_path: ConfigPath,
+    users: Annotated[
+        Path,
+        typer.Option(
+            help="A raw user value a line, or Parquet or CSV with the user column.",
+            show_default=False,
+        ),
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what there is.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Take people out of dataset, checkpoints, scores and reports, and show that none is left."""
+    function = partial(pipeline.forget, users=users, dry_run=dry_run)
+    raise typer.Exit(execute("forget", _load(config_path, overrides), function))
+
+
+@app.command()
 def status(
     run_directory: Annotated[
         Path, typer.Argument(metavar="RUN", help="Directory of a run.", show_default=False)

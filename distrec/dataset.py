@@ -18,7 +18,8 @@ dataset. Only files named in the manifest belong to it. Columns of each split:
 - ``vocab/<name>/``: value string, id int64, count int64; with prepare.evict_after_days also
   last_time int64.
 - ``vocab_free/<name>/``: id int64, of no value at present; ``vocab_reused/<name>/``: id int64,
-  generation int64 in which it was last given to another value. Both in extended datasets only.
+  generation int64 in which it was last given to another value. In extended datasets, and where
+  people were forgotten.
 
 Feature columns: int64 for ``categorical``; list<int64> for ``multi_categorical``, ``text`` and
 ``hashed``; float32 for ``number``; list<float32> of fixed length for ``vector``. There are no nulls
@@ -140,6 +141,15 @@ class Extension(_Part):
     """The extended dataset, the one that it extends and so on, at most MAX_ANCESTORS."""
 
 
+class Forgetting(_Part):
+    """That people were taken out of a dataset; who they were is kept nowhere."""
+
+    content_hash: str
+    """Of the dataset before."""
+    num_users: int = Field(ge=0)
+    """Of them."""
+
+
 class DatasetManifest(_Part):
     """What a dataset directory holds."""
 
@@ -182,6 +192,8 @@ class DatasetManifest(_Part):
     """Fitted numbers, by feature column: mean, std, min, max, missing."""
     extends: Extension | None = None
     """The previous dataset, when this one was made with prepare.extend."""
+    forgotten: tuple[Forgetting, ...] = ()
+    """Each time that `distrec forget` took people out of it, in order."""
 
     def features_of(self, *sides: str) -> tuple[FeatureSpec, ...]:
         """The features of the given sides, in the manifest's order."""

@@ -87,6 +87,14 @@ def export(
     return {"output": str(output), "checkpoint": path.name, "table": table, "num_rows": num_rows}
 
 
+def forget(config: Config, users: Path, dry_run: bool) -> dict[str, Any]:
+    """Take people out of what the run keeps; no stage of a run."""
+    from distrec import forget as erasure
+
+    people = erasure.read_people(users, config.prepare.events.user)
+    return erasure.run(config, people, dry_run)
+
+
 @dataclass(frozen=True)
 class Stage:
     """One step of a run.
@@ -194,6 +202,31 @@ def stage_key(stage: Stage, config: Config, outputs: Mapping[str, str]) -> str:
         _fingerprints(stage.files(config)),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def up_to_date(config: Config) -> list[str]:
+    """Names of the stages that would not be run."""
+    state = _read_state(config)
+    outputs = {stage.name: _file_hash(stage.output(config)) for stage in STAGES}
+    return [
+        stage.name
+        for stage in STAGES
+        if outputs[stage.name]
+        and state.get(stage.name, {}).get("key") == stage_key(stage, config, outputs)
+        and state[stage.name].get("output") == outputs[stage.name]
+    ]
+
+
+def mark_up_to_date(config: Config, names: Sequence[str]) -> None:
+    """Take the outputs of stages, which were changed in place, for what the stages make."""
+    state = _read_state(config)
+    outputs = {stage.name: _file_hash(stage.output(config)) for stage in STAGES}
+    for stage in STAGES:
+        if stage.name in names:
+            entry = {"key": stage_key(stage, config, outputs), "output": outputs[stage.name]}
+            state[stage.name] = {**state[stage.name], **entry}
+    if names:
+        replace_text(config.directory / STATE, json.dumps(state, indent=1))
 
 
 def _read_state(config: Config) -> dict[str, Any]:

@@ -192,6 +192,18 @@ def table_directory(table: str) -> str:
     return f"{TABLES_DIRECTORY}/{name}"
 
 
+def manifest_text(manifest: CheckpointManifest) -> str:
+    """The file of a manifest."""
+    document = manifest.model_dump(mode="json")
+    # the first readers of format 1 know neither, and refuse what they do not know
+    if manifest.base is None:
+        del document["base"]
+    for entry in document["tables"].values():
+        if entry["composition"] is None:
+            del entry["composition"]
+    return json.dumps(document, indent=1) + "\n"
+
+
 def files_of(manifest: CheckpointManifest) -> Iterator[tuple[str, FileEntry]]:
     """Every file of a checkpoint: path below its directory, and entry."""
     yield manifest.dense.path, manifest.dense

@@ -6,7 +6,6 @@ or a lost rank leaves the checkpoints that were there before.
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import uuid
@@ -34,6 +33,7 @@ from distrec.checkpoint.manifest import (
     FileEntry,
     ShardEntry,
     TableEntry,
+    manifest_text,
     shard_name,
     table_directory,
 )
@@ -299,14 +299,7 @@ def _commit(partial: Path, final: Path, manifest: CheckpointManifest | None) -> 
     if manifest is None:
         return
     try:
-        document = manifest.model_dump(mode="json")
-        # the first readers of format 1 know neither, and refuse what they do not know
-        if manifest.base is None:
-            del document["base"]
-        for entry in document["tables"].values():
-            if entry["composition"] is None:
-                del entry["composition"]
-        write_text(partial / MANIFEST, json.dumps(document, indent=1) + "\n")
+        write_text(partial / MANIFEST, manifest_text(manifest))
         for folder in sorted((partial / TABLES_DIRECTORY).iterdir()):
             fsync(folder)
         fsync(partial / TABLES_DIRECTORY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 
-from distrec import prepare
+from distrec import forget, prepare
 from distrec.config import Config, parse_config
 from distrec.dataset import DatasetManifest, FileEntry, read_manifest
 from distrec.errors import ConfigError, DataError
+from distrec.forget.dataset import extended_after_forgetting
 from distrec.prepare.extend import Continuation, open_previous
-from distrec.prepare.vocabulary import fit_vocabulary
+from distrec.prepare.vocabulary import fit_vocabulary, vocabulary_hash
 from distrec.prepare.workspace import Workspace
 
 DAY = 86_400
@@ -261,3 +263,32 @@ def test_refusals(
             {"name": "t", "prepare": {"events": {"paths": ["x"]}, "evict_after_days": 3,
                                       "split": {"method": "random"}}}, "t",
         )  # fmt: skip
+
+
+def test_the_ids_of_forgotten_people_go_to_the_next_values(
+    made: tuple[Path, list[DatasetManifest]], workspace: Workspace, tmp_path: Path
+) -> None:
+    folder, manifests = made
+    shutil.copytree(folder / "run-0", tmp_path / "run-0")
+    old = ids(made, 0, "user_id")
+    forget.run(
+        config_of(folder, 0).model_copy(update={"output": str(tmp_path / "run-0")}),
+        frozenset({"u2"}),
+    )
+    rest = read_manifest(tmp_path / "run-0" / "dataset")
+    continuation = Continuation(tmp_path / "run-0" / "dataset", rest)
+    counts = workspace.spark.createDataFrame([("u9", 5), ("u1", 1)], "value string, count long")
+    grown = fit_vocabulary(counts, "user_id", 1, workspace, continuation)
+    found = {row["value"]: row["id"] for row in grown.frame.collect()}
+    assert found == {"u1": old["u1"], "u3": old["u3"], "u9": old["u2"]}
+    assert grown.growth is not None
+    assert [tuple(row) for row in grown.growth.reused.collect()] == [(old["u2"], 1)]
+    # the same hash as prepare's of the same pairs
+    without = fit_vocabulary(counts.filter("value = 'u1'"), "user_id", 1, workspace, continuation)
+    assert rest.vocabularies["user_id"].sha256 == vocabulary_hash(without)
+    # a dataset that extends it learns of its new hashes
+    extends = manifests[1].extends
+    renewed = extended_after_forgetting(extends, rest)
+    assert renewed is not None
+    assert renewed.ancestors == (rest.as_ancestor(),)
+    assert extended_after_forgetting(extends, manifests[0]) == extends

@@ -22,6 +22,7 @@ ALLOWED = {
     "scoring": {"checkpoint", "metrics", "model", "prepare", "reader", "sharding", "spark"},
     "report": set(),
     "planner": {"reader", "sharding", "model"},
+    "forget": {"checkpoint", "clean", "job", "metrics", "model", "pipeline", "reader", "sharding"},
 }
 ONE_FILE = {
     "horovod": {"sharding/collectives.py", "launch.py"},

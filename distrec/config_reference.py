@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import types
 from collections.abc import Mapping
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -76,6 +76,8 @@ def _type(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         inner = [argument for argument in get_args(annotation) if argument is not type(None)]
         return " or ".join(_type(argument) for argument in inner)
+    if origin is Annotated:
+        return _type(get_args(annotation)[0])
     if annotation is Any:
         return "any value"
     if origin is tuple:

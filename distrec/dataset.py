@@ -30,6 +30,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +39,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from distrec.errors import DataError
+from distrec.untrusted import read_manifest_text
 
 TrainRows = Literal["events", "windows"]
 """What a row of train is: one event with what came before it, or one stretch of a user's events."""
@@ -44,6 +47,8 @@ TrainRows = Literal["events", "windows"]
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 MAX_ANCESTORS = 100
+# a table of more rows is a slip or an attack, and its ids would not fit what they travel in
+_MOST_ROWS = 2**48
 
 
 class _Part(BaseModel):
@@ -55,8 +60,8 @@ class FileEntry(_Part):
 
     path: str
     """Relative to the dataset directory, with forward slashes."""
-    num_rows: int = Field(ge=0)
-    num_bytes: int = Field(ge=0)
+    num_rows: int = Field(ge=0, lt=2**63)
+    num_bytes: int = Field(ge=0, lt=2**63)
     sha256: str
     pages_sha256: str = ""
     """Of all before the footer, which Spark writes in another order in every JVM; older manifests
@@ -78,9 +83,9 @@ class FeatureSpec(_Part):
     kind: Literal["categorical", "multi_categorical", "text", "hashed", "number", "vector"]
     column: str
     """Dataset column: columns.feature_column(side, name)."""
-    num_embeddings: int = 0
+    num_embeddings: int = Field(default=0, ge=0, lt=_MOST_ROWS)
     """Ids lie in [0, num_embeddings), 0 padding and 1 unknown included; 0 for numbers, vectors."""
-    dim: int = 0
+    dim: int = Field(default=0, ge=0, le=2**20)
     """Width of a dense feature: 1 for a number, the length of a vector; 0 for ids."""
 
     @property
@@ -168,13 +173,13 @@ class DatasetManifest(_Part):
     features: tuple[FeatureSpec, ...]
     vocabularies: dict[str, Vocabulary]
     """user_id, item_id and one a categorical feature, by feature column."""
-    num_users: int
+    num_users: int = Field(ge=0, lt=_MOST_ROWS)
     """Rows of a user table: users in train + 2."""
-    num_trained_items: int
+    num_trained_items: int = Field(ge=0, lt=_MOST_ROWS)
     """Rows of an item table: items in train + 2. Ids at or above it are cold."""
-    num_items: int
+    num_items: int = Field(ge=0, lt=_MOST_ROWS)
     """Rows of the item matrix: every known item + 2."""
-    history_length: int
+    history_length: int = Field(ge=1, le=1_000_000)
     """L."""
     train_rows: TrainRows = "events"
     """Windows: the item is the window's last event, the history those before it, of which the first
@@ -252,13 +257,13 @@ def read_manifest(directory: str | Path) -> DatasetManifest:
         DataError: There is no manifest, it is damaged, or of another format version.
     """
     path = Path(directory) / MANIFEST
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise DataError(
             f"a dataset has a {MANIFEST}, written last. Received: {directory}, which has none. "
             "Run prepare first; a directory without a manifest is the rest of a job that failed."
         )
+    text = read_manifest_text(path, DataError)
     try:
-        text = path.read_text(encoding="utf-8")
         version = json.loads(text).get("format_version")
         if version != FORMAT_VERSION:
             raise DataError(
@@ -266,12 +271,49 @@ def read_manifest(directory: str | Path) -> DatasetManifest:
                 f"{version} ({path}). Run prepare again."
             )
         manifest = DatasetManifest.model_validate_json(text)
-    except (ValidationError, ValueError, AttributeError) as error:
+    except (ValidationError, ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} is not a dataset manifest: {error}. Run prepare again.") from error
+    _check_paths(manifest, path)
+    _check_counts(manifest, path)
+    return manifest
+
+
+def _check_paths(manifest: DatasetManifest, path: Path) -> None:
+    """Every file is one of its own, inside the dataset."""
+    seen = set()
     for entry in manifest.all_files():
         parts = entry.path.split("/")
-        if entry.path.startswith("/") or ".." in parts or "\\" in entry.path:
+        if any(part in ("", ".", "..") for part in parts) or set(entry.path) & {"\\", "\0"}:
             raise DataError(
-                f"a manifest names files inside its dataset. Received: {entry.path!r} ({path})."
+                f"a manifest names files inside its dataset. Received: {entry.path!r} ({path}). "
+                "Run prepare again."
             )
-    return manifest
+        if entry.path in seen:
+            raise DataError(
+                f"a manifest names each file once. Received twice: {entry.path!r} ({path}). Run "
+                "prepare again."
+            )
+        seen.add(entry.path)
+
+
+def _check_counts(manifest: DatasetManifest, path: Path) -> None:
+    """Numbers from which sizes of tables and positions of rows follow."""
+    for name, split in manifest.splits.items():
+        held = sum(entry.num_rows for entry in split.files)
+        if held != split.num_rows:
+            raise DataError(
+                f"the files of a split have its rows. Received: {held} rows in files of {name}, "
+                f"which has {split.num_rows} ({path}). Run prepare again."
+            )
+    if manifest.num_trained_items > manifest.num_items:
+        raise DataError(
+            f"items that train saw are items. Received: num_trained_items = "
+            f"{manifest.num_trained_items}, num_items = {manifest.num_items} ({path}). Run prepare "
+            "again."
+        )
+    for column, numbers in manifest.statistics.items():
+        if not all(math.isfinite(number) for number in numbers.values()):
+            raise DataError(
+                f"fitted numbers are finite. Received: {numbers} for column {column!r} ({path}). "
+                "Run prepare again."
+            )

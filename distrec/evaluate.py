@@ -38,7 +38,7 @@ from distrec.metrics.evaluation import (
 from distrec.metrics.item_vectors import item_vectors
 from distrec.metrics.query_ranks import QueriesHash, QueryRanksWriter
 from distrec.metrics.ranking import RankingMetrics
-from distrec.reader import ExampleReader, read_items, read_queries
+from distrec.reader import ExampleReader, check_files, read_items, read_queries
 from distrec.scoring.model import ScoringModel, check_same_data, open_model
 from distrec.world import World
 
@@ -97,6 +97,7 @@ def run(config: Config) -> dict[str, Any]:
         DataError: The dataset is damaged, or has no test queries.
     """
     manifest = read_manifest(config.dataset_directory)
+    check_files(config.dataset_directory, manifest, config.reader.verify)
     if not _num_queries(manifest, columns.TEST):
         raise DataError(
             "evaluate needs test queries. Received: none. Users may have too few events for the "
@@ -140,6 +141,7 @@ def measure_baselines(config: Config) -> dict[str, Any]:
         As `splits` of metrics.json.
     """
     manifest = read_manifest(config.dataset_directory)
+    check_files(config.dataset_directory, manifest, config.reader.verify)
     baselines = chosen_baselines(config, manifest)
     check_baselines(baselines, manifest)
     return _measure(_inputs(config, manifest), None, baselines, None)

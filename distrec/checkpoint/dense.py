@@ -111,13 +111,19 @@ def load_model(path: str | Path) -> UnifiedModel:
     """
     manifest = read_checkpoint_manifest(path)
     try:
-        text = json.dumps(manifest.config.get("model"))
-        config = ModelConfig.model_validate_json(text)
+        # JSON mode: strict about types, yet a list is a tuple
+        config = ModelConfig.model_validate_json(json.dumps(manifest.config.get("model")))
     except ValidationError as error:
         raise CheckpointError(
-            f"a checkpoint's manifest has a section [model]. Received: {path}: {error}. Use "
-            "another checkpoint."
+            f"a checkpoint holds the section [model] that it was trained with. Received: {path}: "
+            f"{error}. Train again with this version."
         ) from error
+    file = Path(path) / manifest.dense.path
+    tensors = open_tensors(file, None)
+    # a size that the configuration makes up takes no memory: the file would have to be as large
+    with torch.device("meta"):
+        shapes = model_tensors(UnifiedModel(manifest.model_spec, config))
+    _check_same(file, shapes, {name: tensors[name] for name in tensors if _is_model(name)})
     model = UnifiedModel(manifest.model_spec, config)
     load_dense(path, model)
     return model.eval()

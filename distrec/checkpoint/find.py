@@ -119,7 +119,7 @@ def read_best(directory: str | Path) -> dict[str, Any] | None:
     """What best.json says: checkpoint, global_step, metric, value; None without a usable one."""
     try:
         record = json.loads((Path(directory) / BEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     name = record.get("checkpoint") if isinstance(record, dict) else None
     if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -170,5 +170,5 @@ def _base_name(path: Path) -> list[str]:
     try:
         base = json.loads((path / MANIFEST).read_text(encoding="utf-8")).get("base")
         return [] if base is None else [str(base["checkpoint"])]
-    except (OSError, ValueError, AttributeError, TypeError, KeyError):
+    except (OSError, ValueError, AttributeError, TypeError, KeyError, RecursionError):
         return []

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +28,7 @@ from distrec.errors import CheckpointError
 from distrec.files import sha256
 from distrec.model.spec import ModelSpec
 from distrec.sharding.compression import Composition
+from distrec.untrusted import plain_size, read_manifest_text
 
 FORMAT_VERSION = 1
 # of deltas; full checkpoints stay readable for all who read format 1
@@ -36,8 +36,6 @@ DELTA_FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 DENSE_FILE = "dense.safetensors"
 TABLES_DIRECTORY = "tables"
-# far above what a manifest of thousands of shards takes
-MAX_MANIFEST_BYTES = 256 * 2**20
 MAX_SHARDS = 1_000_000
 
 
@@ -150,6 +148,8 @@ class CheckpointManifest(_Part):
     """On the validation queries at this step, when it was a validation step."""
     early_stopping: dict[str, Any] = {}
     """State of the early stopping."""
+    skipped_steps: int = Field(default=0, ge=0)
+    """Steps before it that were left out for their loss; not there when there was none."""
     base: BaseEntry | None = None
     """Of a delta; a full checkpoint has none."""
 
@@ -195,9 +195,11 @@ def table_directory(table: str) -> str:
 def manifest_text(manifest: CheckpointManifest) -> str:
     """The file of a manifest."""
     document = manifest.model_dump(mode="json")
-    # the first readers of format 1 know neither, and refuse what they do not know
+    # the first readers of format 1 know none of these, and refuse what they do not know
     if manifest.base is None:
         del document["base"]
+    if not manifest.skipped_steps:
+        del document["skipped_steps"]
     for entry in document["tables"].values():
         if entry["composition"] is None:
             del entry["composition"]
@@ -267,17 +269,10 @@ def read_checkpoint_manifest(path: str | Path) -> CheckpointManifest:
     """
     directory = Path(path)
     file = directory / MANIFEST
-    try:
-        status = os.lstat(file)
-    except OSError as error:
+    if not os.path.lexists(file):
         raise CheckpointError(
             f"a checkpoint has a {MANIFEST}, written last. Received: {directory}, which has none. "
             "What has none is the rest of a save that failed: use another checkpoint."
-        ) from error
-    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_MANIFEST_BYTES:
-        raise CheckpointError(
-            f"{MANIFEST} is a plain file of at most {MAX_MANIFEST_BYTES} bytes. Received: {file}, "
-            f"{status.st_size} bytes. Use another checkpoint."
         )
     manifest = _parse(file)
     for name, entry in files_of(manifest):
@@ -286,8 +281,8 @@ def read_checkpoint_manifest(path: str | Path) -> CheckpointManifest:
 
 
 def _parse(file: Path) -> CheckpointManifest:
+    text = read_manifest_text(file, CheckpointError)
     try:
-        text = file.read_text(encoding="utf-8")
         document = json.loads(text)
         version = document.get("format_version") if isinstance(document, dict) else None
         if version not in (FORMAT_VERSION, DELTA_FORMAT_VERSION):
@@ -297,31 +292,17 @@ def _parse(file: Path) -> CheckpointManifest:
                 "the version that wrote it."
             )
         return CheckpointManifest.model_validate_json(text)
-    except (ValidationError, ValueError, OSError, RecursionError) as error:
+    except (ValidationError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{file} is not a checkpoint's manifest: {error}. Use another checkpoint."
         ) from error
 
 
 def _check_file(directory: Path, name: str, entry: FileEntry) -> None:
-    file = directory
-    # a link anywhere below the checkpoint could lead out of it
-    for part in name.split("/"):
-        file = file / part
-        try:
-            mode = os.lstat(file).st_mode
-        except OSError:
-            raise CheckpointError(
-                f"every file of a checkpoint's manifest is there. Received: no {file}. Use "
-                "another checkpoint, or copy this one again, whole."
-            ) from None
-        if stat.S_ISLNK(mode):
-            raise CheckpointError(f"a checkpoint holds no links. Received: {file} is one.")
-    if not stat.S_ISREG(mode):
-        raise CheckpointError(f"{file} is a plain file. Received: something else.")
-    size = os.lstat(file).st_size
+    size = plain_size(directory, name, CheckpointError)
     if size != entry.num_bytes:
         raise CheckpointError(
-            f"a file has the size that the manifest gives. Received: {file} with {size} bytes, "
-            f"expected {entry.num_bytes}. Use another checkpoint, or copy this one again."
+            f"a file has the size that the manifest gives. Received: {directory / name} with "
+            f"{size} bytes, expected {entry.num_bytes}. Use another checkpoint, or copy this one "
+            "again."
         )

@@ -83,6 +83,7 @@ class Position:
         lanes: Of the reader.
         metrics: Of the validation at this step, if there was one.
         early_stopping: Its state.
+        skipped_steps: Steps before it that were left out.
     """
 
     global_step: int
@@ -91,6 +92,7 @@ class Position:
     lanes: int
     metrics: Mapping[str, float] = field(default_factory=dict)
     early_stopping: Mapping[str, Any] = field(default_factory=dict)
+    skipped_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -291,6 +293,7 @@ def _manifest(
         optimizer=optimizer_settings(parts.optimizer),
         metrics=dict(position.metrics),
         early_stopping=dict(position.early_stopping),
+        skipped_steps=position.skipped_steps,
     )
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from distrec import columns
 from distrec.config.section import Section
 
+SourcePath = Annotated[str, Field(pattern=r"^[^\x00]+$")]
+
 
 class Source(Section):
     """Where raw rows are read from."""
 
-    paths: tuple[str, ...] = Field(min_length=1)
+    paths: tuple[SourcePath, ...] = Field(min_length=1)
     """Files, directories or glob patterns, on any file system that Spark reads."""
     format: Literal["csv", "json", "parquet"] = "csv"
     """csv (any separator), json (one object a line) or parquet. gzip is told by the ending .gz."""
@@ -82,16 +84,16 @@ class FeatureConfig(Section):
     """number: lower and upper bound, applied to the raw value."""
     missing: Literal["mean", "zero", "reject"] = "mean"
     """number, vector: what stands for a missing value; mean is zero after standardising."""
-    num_buckets: int = Field(default=0, ge=0)
+    num_buckets: int = Field(default=0, ge=0, le=2**31 - 1)
     """number: if > 1, make it categorical by this many quantile buckets fitted on train.
     text, hashed: number of hash buckets (65,536 when 0)."""
     num_hashes: int = Field(default=2, ge=1, le=8)
     """hashed: buckets of a value, by as many hash functions; two values rarely share all."""
-    dim: int = Field(default=0, ge=0)
+    dim: int = Field(default=0, ge=0, le=65_536)
     """vector: its length; a row with another length is rejected."""
     ngrams: int = Field(default=2, ge=1, le=4)
     """text: longest word n-gram that is hashed."""
-    max_values: int = Field(default=32, ge=1)
+    max_values: int = Field(default=32, ge=1, le=1_000_000)
     """multi_categorical, text: values kept of one cell, the first ones."""
 
     @property
@@ -267,7 +269,7 @@ class PrepareConfig(Section):
     """Users with fewer train events share the unknown id."""
     min_item_count: int = Field(default=1, ge=1)
     """Items with fewer train events get no row of their own in the embedding tables."""
-    history_length: int = Field(default=50, ge=1)
+    history_length: int = Field(default=50, ge=1, le=1_000_000)
     """L: positive events kept of a user's past."""
     train_rows: Literal["events", "windows"] = "events"
     """events: an example an event, each with its history. windows: an example a stretch of
@@ -285,7 +287,7 @@ class PrepareConfig(Section):
     values that had one lose it, and the next extension may give it to a new value."""
     latest_time: int | None = None
     """Unix seconds; a later event is rejected as lying in the future. By default: now."""
-    num_files: int = Field(default=0, ge=0)
+    num_files: int = Field(default=0, ge=0, le=1_000_000)
     """Parquet files of train; 0: enough that each holds at most rows_per_file, a multiple of 12."""
     rows_per_file: int = Field(default=1_000_000, ge=1)
     """Upper bound of rows a file when num_files is 0."""

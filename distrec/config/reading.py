@@ -16,6 +16,14 @@ from distrec.config.section import Section
 from distrec.config.whole import Config
 from distrec.errors import ConfigError
 
+# far above what people write; the time that tomllib takes grows with the square of a bad file
+MAX_CONFIG_BYTES = 2**16
+# a number becomes an int64 of NumPy or Java, whose other bit is the sign
+_INTEGER_BITS = 63
+_MOST_LEVELS = 32
+# that one message tells
+_MOST_FAULTS = 50
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a TOML file, apply ``key=value`` overrides and check everything.
@@ -29,26 +37,74 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(path)
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        # a byte more than is allowed is enough to see that there is more
+        with path.open("rb") as stream:
+            content = stream.read(MAX_CONFIG_BYTES + 1)
     except FileNotFoundError:
         raise ConfigError(
             f"there is no configuration file {Path(path).absolute()}. Check the path."
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}. Check the path.") from error
+    if len(content) > MAX_CONFIG_BYTES:
+        raise ConfigError(
+            f"a configuration file has at most {MAX_CONFIG_BYTES:,} bytes. Received: {path}, which "
+            "has more. Check the path."
+        )
+    document = _parse(content, path)
     for override in overrides:
         _apply(document, override)
     return parse_config(document, str(path))
 
 
+def _parse(content: bytes, path: Path) -> dict[str, Any]:
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}. Save it as UTF-8.") from error
+    if text.startswith("\ufeff"):
+        raise ConfigError(
+            f"{path} is not TOML: it begins with a byte order mark. Save it as UTF-8 without one."
+        )
+    try:
+        return tomllib.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply. Write it with less nesting.") from None
+
+
 def parse_config(document: Mapping[str, Any], origin: str) -> Config:
     """Check a parsed document; `origin` names it in messages."""
+    _check_tree(document, origin)
     try:
         # JSON mode: strict about types, yet a TOML array is a tuple
         return Config.model_validate_json(json.dumps(document, default=str))
     except ValidationError as error:
-        lines = [_explain(dict(fault), origin) for fault in error.errors()]
+        faults = error.errors()
+        lines = [_explain(dict(fault), origin) for fault in faults[:_MOST_FAULTS]]
+        if len(faults) > _MOST_FAULTS:
+            lines.append(f"... and {len(faults) - _MOST_FAULTS} more faults.")
         raise ConfigError("\n".join(lines)) from None
+
+
+def _check_tree(document: Mapping[str, Any], origin: str) -> None:
+    """Refuse nesting without end, and whole numbers that no 64 bits hold."""
+    waiting: list[tuple[str, Any, int]] = [("", document, 0)]
+    while waiting:
+        key, value, depth = waiting.pop()
+        if depth > _MOST_LEVELS:
+            raise ConfigError(f"{origin} is nested too deeply. Write it with less nesting.")
+        if isinstance(value, Mapping):
+            parent = f"{key}." if key else ""
+            waiting += [(f"{parent}{name}", one, depth + 1) for name, one in value.items()]
+        elif isinstance(value, list | tuple):
+            waiting += [(key, one, depth + 1) for one in value]
+        elif isinstance(value, int) and value.bit_length() > _INTEGER_BITS:
+            raise ConfigError(
+                f"{key!r} in {origin}: whole numbers fit 64 bits. Received: one of "
+                f"{value.bit_length()} bits."
+            )
 
 
 def dump_config(config: Config) -> str:
@@ -62,7 +118,7 @@ def _apply(document: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set takes key=value. Received: {override!r}.")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text
     *parents, last = key.strip().split(".")
     section = document

@@ -22,7 +22,7 @@ class EvaluateConfig(Section):
     """Parquet or CSV file with columns user_id and item_id: on test, each user's targets are ranked
     among these items alone, not the whole catalogue; users without any are left out. For comparing
     with published figures that are measured so, such as 99 negatives a user."""
-    batch_size: int = Field(default=1024, ge=1)
+    batch_size: int = Field(default=1024, ge=1, le=2**31 - 1)
     """Users scored at once."""
     baselines: tuple[Literal["popularity", "item_knn", "markov", "ease", "als"], ...] | None = None
     """Measured beside the model through the same code. By default the cheap ones that the dataset
@@ -65,7 +65,7 @@ class EvaluateConfig(Section):
 class ScoreConfig(Section):
     """Top-K for everyone, with Spark."""
 
-    k: int = Field(default=20, ge=1)
+    k: int = Field(default=20, ge=1, le=1_000_000)
     """Items a user."""
     users: str | None = None
     """Parquet or CSV file with a column user_id: only these; else every known user. A user unknown
@@ -74,24 +74,24 @@ class ScoreConfig(Section):
     """Parquet or CSV file with a column item_id: never recommended."""
     exclude_seen: bool = True
     """Leave out what the user has already had."""
-    user_block: int = Field(default=1024, ge=1)
+    user_block: int = Field(default=1024, ge=1, le=2**31 - 1)
     """Users in one matrix product."""
-    item_block: int = Field(default=65_536, ge=1)
+    item_block: int = Field(default=65_536, ge=1, le=2**31 - 1)
     """Items in one matrix product."""
     checkpoint: Literal["best", "newest"] = "best"
     """Which checkpoint of the run scores."""
-    num_files: int = Field(default=0, ge=0)
+    num_files: int = Field(default=0, ge=0, le=1_000_000)
     """Parquet files written; 0: as many as Spark has partitions."""
 
 
 class LaunchConfig(Section):
     """Where the ranks run. Nothing here changes what is computed."""
 
-    num_ranks: int = Field(default=1, ge=1)
+    num_ranks: int = Field(default=1, ge=1, le=65_536)
     """Processes, one a GPU or one a CPU socket."""
     hosts: tuple[str, ...] = ()
     """host:slots, as for horovodrun -H; this machine when empty."""
-    threads_per_rank: int = Field(default=1, ge=1)
+    threads_per_rank: int = Field(default=1, ge=1, le=1_024)
     """CPU threads of each rank."""
     bind_cores: bool = False
     """Each rank keeps to a share of its host's cores of its own, so that ranks do not push each

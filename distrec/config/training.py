@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from distrec.config.section import Section
+
+# bounds are far above what is used: a slip of the hand is told before memory is taken
+Width = Annotated[int, Field(ge=1, le=65_536)]
 
 NegativesSource = Literal["popularity", "uniform", "in_batch", "mixed"]
 
@@ -15,18 +18,20 @@ NegativesSource = Literal["popularity", "uniform", "in_batch", "mixed"]
 class ReaderConfig(Section):
     """Parquet to batches."""
 
-    lanes: int = Field(default=0, ge=0)
+    lanes: int = Field(default=0, ge=0, le=1_000_000)
     """An epoch is cut into this many equal lanes, dealt over the ranks; a global batch takes the
     same number of rows from each, so that it is the same on any number of ranks. 0: 12 when
     world_size divides 12, else world_size."""
     shuffle: bool = True
     """Another order every epoch, a pure function of the seed and the epoch."""
-    prefetch_batches: int = Field(default=4, ge=1)
+    prefetch_batches: int = Field(default=4, ge=1, le=10_000)
     """Batches made ready in the background."""
     cache_mib: int = Field(default=256, ge=0)
     """Decoded row groups kept in memory by each rank; small datasets are then read once."""
-    verify: Literal["size", "sha256"] = "size"
-    """What of each file is checked against the manifest before the first step."""
+    verify: Literal["size", "sampled", "sha256"] = "sampled"
+    """What train, evaluate and score compare with the dataset's manifest before they begin, beside
+    the size of every file. sampled: the SHA-256 of one file in ten, at least one of each split, on
+    every rank others. sha256: of every file, shared out over the ranks. size: nothing more."""
 
 
 class CompressionConfig(Section):
@@ -132,19 +137,19 @@ class ModelConfig(Section):
     frozen: tuple[Literal["cf", "autoencoder", "sequence", "deep", "content"], ...] = ()
     """Fine-tuning: towers that stay as train.warm_start gives them, with the rows of all tables
     that they read, shared or not. The gate, the biases and the other towers are trained."""
-    adapter_rank: int = Field(default=0, ge=0)
+    adapter_rank: int = Field(default=0, ge=0, le=65_536)
     """Above 0: beside every linear map of a frozen tower one of so low a rank is trained (LoRA)."""
-    embedding_dim: int = Field(default=64, ge=4, multiple_of=4)
+    embedding_dim: int = Field(default=64, ge=4, le=65_536, multiple_of=4)
     """D, the width of user, item and tower vectors."""
-    feature_dim: int = Field(default=16, ge=4, multiple_of=4)
+    feature_dim: int = Field(default=16, ge=4, le=65_536, multiple_of=4)
     """Width of the embeddings of features."""
     share_item_embedding: bool = True
     """One item table for the cf tower, the autoencoder's output and the sequence tower; else one
     each."""
-    autoencoder_hidden: tuple[int, ...] = (256,)
+    autoencoder_hidden: tuple[Width, ...] = (256,)
     """Widths of the hidden layers between the pooled history and the vector of the towers
     autoencoder and content."""
-    sequence_layers: int = Field(default=2, ge=1)
+    sequence_layers: int = Field(default=2, ge=1, le=1_000)
     """Blocks of the sequence tower's transformer."""
     sequence_heads: int = Field(default=2, ge=1)
     """Heads of its attention; they divide embedding_dim."""
@@ -153,15 +158,15 @@ class ModelConfig(Section):
     gated, without a hidden layer."""
     sequence_mask: float = Field(default=0.0, ge=0, lt=1)
     """Share of the history's items that the sequence tower sees as the unknown one in training."""
-    deep_hidden: tuple[int, ...] = (128,)
+    deep_hidden: tuple[Width, ...] = (128,)
     """Widths of the hidden layers of the deep tower, user and item side, and of content's items."""
-    deep_crosses: int = Field(default=0, ge=0)
+    deep_crosses: int = Field(default=0, ge=0, le=1_000)
     """Cross layers (DCN-v2) over the features of each side, before the hidden layers of the deep
     tower."""
-    pair_crosses: int = Field(default=0, ge=0)
+    pair_crosses: int = Field(default=0, ge=0, le=1_000)
     """binary and squared: cross layers over the vectors of user and item side by side, with an MLP
     of deep_hidden, whose output is added to the score of an example. Lists are ranked without."""
-    gate_hidden: int = Field(default=16, ge=1)
+    gate_hidden: int = Field(default=16, ge=1, le=65_536)
     """Width of the hidden layer of the gate."""
     dropout: float = Field(default=0.2, ge=0, lt=1)
     """Of hidden layers."""
@@ -217,7 +222,7 @@ class LossConfig(Section):
     draws in proportion to (count + 1) ** sampling_power; uniform: num_negatives even draws;
     in_batch: the targets of all examples; mixed: those and num_negatives even draws.
     sampled_softmax is corrected for what is drawn more often, the others are not."""
-    num_negatives: int = Field(default=4096, ge=1)
+    num_negatives: int = Field(default=4096, ge=1, le=2**31 - 1)
     """Items drawn a step."""
     sampling_power: float = Field(default=0.75, ge=0, le=1)
     """popularity: items are drawn in proportion to (count + 1) ** sampling_power."""
@@ -234,7 +239,7 @@ class LossConfig(Section):
 class TrainConfig(Section):
     """The loop."""
 
-    global_batch_size: int = Field(default=2048, ge=1)
+    global_batch_size: int = Field(default=2048, ge=1, le=2**31 - 1)
     """Examples a step over all ranks: what is computed does not change with their number."""
     max_epochs: int = Field(default=20, ge=1)
     """Passes over train."""
@@ -272,6 +277,14 @@ class TrainConfig(Section):
     """Of so many checkpoints in a row only the first holds every row of the tables; the others are
     deltas: rows touched since it. 1: all are full. A delta is read with the full one beside it,
     which is kept as long; both together are bit-equal to a full one."""
+    on_bad_loss: Literal["stop", "skip"] = "stop"
+    """When the loss of a step is not finite on any rank, or above bad_loss_above: stop training, or
+    leave the step out on all ranks. Either way the batch is kept in bad_batches/ of the run, as
+    Parquet. Gradients that are not finite stop training: rows have been updated by then."""
+    bad_loss_above: float | None = Field(default=None, gt=0)
+    """Mean loss of a step above which it has exploded; not given: none is too large."""
+    max_skipped_steps: int = Field(default=10, ge=0)
+    """skip: steps of a run that may be left out; one more stops it."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints kept, beside the best one."""
     keep_earlier_runs: int = Field(default=3, ge=0)

@@ -12,7 +12,8 @@ from distrec import columns as c
 from distrec.config import Config, FeatureConfig
 from distrec.dataset import MAX_ANCESTORS, DatasetManifest, Extension, FileEntry, read_manifest
 from distrec.errors import ConfigError, DataError
-from distrec.files import uri
+from distrec.files import sha256, uri
+from distrec.untrusted import plain_size
 
 SECONDS_PER_DAY = 86_400
 
@@ -131,12 +132,16 @@ def open_previous(config: Config) -> Continuation:
 
 
 def _check_files(previous: DatasetManifest, directory: Path) -> None:
-    for entry in previous.all_files():
-        if entry.path.startswith("vocab") and not (directory / entry.path).is_file():
-            raise DataError(
-                f"an extended dataset is whole. Received: no {directory / entry.path}. Copy it "
-                "again, or extend another one."
-            )
+    """Every file of the vocabularies is whole: a changed id would stand for another value."""
+    for one in previous.vocabularies.values():
+        for entry in (*one.files, *one.free_files, *one.reused_files):
+            size = plain_size(directory, entry.path, DataError)
+            if size != entry.num_bytes or sha256(directory / entry.path) != entry.sha256:
+                raise DataError(
+                    "the vocabularies of an extended dataset are whole. Received: "
+                    f"{directory / entry.path}, which is not the file of the manifest. Copy it "
+                    "again, or extend another one."
+                )
 
 
 def _check_features(config: Config, previous: DatasetManifest, directory: Path) -> None:
@@ -160,16 +165,22 @@ def _check_features(config: Config, previous: DatasetManifest, directory: Path) 
 def _stored_features(previous: DatasetManifest) -> dict[str, dict[str, object]]:
     """Feature column -> its configuration, as the previous dataset keeps it."""
     stored = previous.config.get("prepare", {})
-    lists = {
-        "user": (stored.get("users") or {}).get("features", []),
-        "item": (stored.get("items") or {}).get("features", []),
-        "context": (stored.get("events") or {}).get("context", []),
-    }
     found = {}
-    for side, features in lists.items():
-        for entry in features:
-            name = str(entry.get("name") or entry["column"])
-            # keys that it did not know yet have their defaults
-            defaults = {key: FeatureConfig.model_fields[key].default for key in _MEANING}
-            found[c.feature_column(side, name)] = {**defaults, **entry}
+    try:
+        lists = {
+            "user": (stored.get("users") or {}).get("features", []),
+            "item": (stored.get("items") or {}).get("features", []),
+            "context": (stored.get("events") or {}).get("context", []),
+        }
+        for side, features in lists.items():
+            for entry in features:
+                name = str(entry.get("name") or entry["column"])
+                # keys that it did not know yet have their defaults
+                defaults = {key: FeatureConfig.model_fields[key].default for key in _MEANING}
+                found[c.feature_column(side, name)] = {**defaults, **entry}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise DataError(
+            "the manifest of an extended dataset holds the section [prepare] that it was made "
+            f"with. Received: {error!r}. Extend another dataset."
+        ) from error
     return found

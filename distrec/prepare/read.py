@@ -139,7 +139,7 @@ def _sampled_keys(spark: SparkSession, paths: Sequence[str]) -> list[str]:
     for row in spark.read.text(list(paths)).limit(_SAMPLE_LINES).collect():
         try:
             value = json.loads(row[0])
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(value, dict):
             keys |= dict.fromkeys(value)
@@ -154,6 +154,8 @@ def _require_columns(
         if column not in present:
             near = difflib.get_close_matches(column, present, n=1, cutoff=0.5)
             fix = f"Did you mean {near[0]!r}?" if near else f"Set prepare.{name}.{key}."
+            if any(set(one) & {"\0", "\ufffd"} for one in present):
+                fix = f"The text has another encoding: set prepare.{name}.encoding."
             raise DataError(
                 f"prepare.{name}.{key} must name a column of {', '.join(paths)}. Received: "
                 f"{column!r}; the columns there are {present}. {fix}"

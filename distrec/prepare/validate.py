@@ -28,6 +28,7 @@ SPLITS = (c.TRAIN, c.VALID, c.TEST)
 # a decimal number as people and programs write it; Java's parser also takes 1d and 0x1p3
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 _NOT_A_NUMBER = r"^\s*[nN][aA][nN]\s*$"
+_LONGEST_ID = 1000
 _REPLACEMENT = "�"
 _BROKEN_RULE = "__broken_rule"
 
@@ -178,9 +179,13 @@ class Checks:
         )
 
 
-def _require_text(checks: Checks, column: str) -> Column:
+def _require_id(checks: Checks, column: str) -> Column:
     value = checks.text(column)
     checks.reject(value.isNull(), f"column {column!r} is empty")
+    # a quote that is never closed makes one cell of the rest of its line
+    checks.reject(
+        F.length(value) > _LONGEST_ID, f"column {column!r} is longer than {_LONGEST_ID} letters"
+    )
     return value
 
 
@@ -196,8 +201,8 @@ def typed_events(
     """
     checks = Checks(frame, source)
     typed = {
-        c.USER_ID: _require_text(checks, source.user),
-        c.ITEM_ID: _require_text(checks, source.item),
+        c.USER_ID: _require_id(checks, source.user),
+        c.ITEM_ID: _require_id(checks, source.item),
         c.TIME: F.lit(0).cast("long"),
     }
     if source.time:
@@ -232,7 +237,7 @@ def typed_table(frame: DataFrame, source: TableConfig, side: str) -> DataFrame:
         reason, raw_row.
     """
     checks = Checks(frame, source)
-    typed = {c.ID: _require_text(checks, source.id), c.TITLE: F.lit("")}
+    typed = {c.ID: _require_id(checks, source.id), c.TITLE: F.lit("")}
     if source.title:
         typed[c.TITLE] = F.coalesce(checks.text(source.title), F.lit(""))
     for feature in source.features:

@@ -70,9 +70,7 @@ class ExampleReader:
         self._global_batch_size = global_batch_size
         self._seed = seed
         self._layout: Layout = example_layout(manifest.features)
-        self._files: tuple[SplitFile, ...] = open_split(
-            directory, manifest, split, self._layout, reader_config.verify
-        )
+        self._files: tuple[SplitFile, ...] = open_split(directory, manifest, split, self._layout)
         self._row_groups = RowGroupReader(
             self._files, self._layout.columns, reader_config.cache_mib
         )

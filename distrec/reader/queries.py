@@ -14,7 +14,7 @@ from distrec.dataset import DatasetManifest, FeatureSpec
 from distrec.errors import DataError
 from distrec.reader import plan
 from distrec.reader.decode import Rows, decode, no_rows, to_items, to_queries
-from distrec.reader.files import SplitFile, Verify, open_split
+from distrec.reader.files import SplitFile, open_split
 from distrec.reader.layout import Layout, item_layout, query_layout
 from distrec.reader.petastorm_adapter import RowGroupReader
 from distrec.world import World
@@ -26,7 +26,6 @@ def read_queries(
     split: str,
     world: World,
     batch_size: int,
-    verify: Verify = "size",
 ) -> Iterator[QueryBatch]:
     """This rank's share of the queries of a split, in the split's order.
 
@@ -36,7 +35,6 @@ def read_queries(
         split: columns.VALID_QUERIES, TEST_QUERIES or USERS; users have no targets.
         world: This rank.
         batch_size: Queries of a batch of this rank.
-        verify: As in the section [reader].
 
     Returns:
         Equally many batches on every rank, the last of them with fewer or zero rows. Over the ranks
@@ -47,13 +45,11 @@ def read_queries(
     """
     assert batch_size > 0, batch_size
     layout = query_layout(manifest.features, targets=split != c.USERS)
-    files = open_split(directory, manifest, split, layout, verify)
+    files = open_split(directory, manifest, split, layout)
     return _query_batches(files, layout, manifest.features, world, batch_size)
 
 
-def read_items(
-    directory: str | Path, manifest: DatasetManifest, verify: Verify = "size"
-) -> ItemBatch:
+def read_items(directory: str | Path, manifest: DatasetManifest) -> ItemBatch:
     """All items of the catalogue, FIRST_INDEX first.
 
     Raises:
@@ -61,7 +57,7 @@ def read_items(
             out of order.
     """
     layout = item_layout(manifest.features)
-    files = open_split(directory, manifest, c.ITEMS, layout, verify)
+    files = open_split(directory, manifest, c.ITEMS, layout)
     parts = list(_rows(files, layout, 0, sum(file.num_rows for file in files)))
     items = to_items(parts or [no_rows(layout)], manifest.features)
     expected = torch.arange(c.FIRST_INDEX, manifest.num_items)

@@ -31,7 +31,7 @@ from distrec.dataset import MANIFEST, DatasetManifest
 from distrec.errors import DataError
 from distrec.files import commit, staging
 from distrec.reader.decode import decode, to_items
-from distrec.reader.files import Verify, open_split
+from distrec.reader.files import open_split
 from distrec.reader.layout import item_layout
 from distrec.scoring.model import ScoringModel
 
@@ -67,7 +67,6 @@ def export_items(
     dataset_directory: Path,
     dataset: DatasetManifest,
     parent: Path,
-    verify: Verify,
 ) -> Path:
     """Encode the whole catalogue, or find it encoded.
 
@@ -76,7 +75,6 @@ def export_items(
         dataset_directory: Where `dataset` lies.
         dataset: Manifest.
         parent: Of all exports; those of checkpoints that are gone are removed.
-        verify: What of the items' files is checked.
 
     Returns:
         The export's directory.
@@ -94,7 +92,7 @@ def export_items(
     started = time.monotonic()
     try:
         with staging(target) as root:
-            _write(root, model, dataset_directory, dataset, verify)
+            _write(root, model, dataset_directory, dataset)
             manifest = ExportManifest(
                 identity=uuid.uuid4().hex,
                 created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -179,11 +177,7 @@ def _prune(parent: Path, checkpoints: Path) -> None:
 
 
 def _write(
-    root: Path,
-    model: ScoringModel,
-    dataset_directory: Path,
-    dataset: DatasetManifest,
-    verify: Verify,
+    root: Path, model: ScoringModel, dataset_directory: Path, dataset: DatasetManifest
 ) -> None:
     num_items = dataset.num_items - c.FIRST_INDEX
     matrix = np.lib.format.open_memmap(
@@ -194,7 +188,7 @@ def _write(
     start = 0
     said = time.monotonic()
     with (root / ITEM_IDS).open("wb") as stream:
-        for ids, items in _item_blocks(dataset_directory, dataset, verify):
+        for ids, items in _item_blocks(dataset_directory, dataset):
             stop = start + len(ids)
             _check_indexes(items.item_index, start, num_items, dataset_directory)
             matrix[start:stop] = model.encode_items(items).numpy()
@@ -211,11 +205,9 @@ def _write(
     offsets.flush()
 
 
-def _item_blocks(
-    directory: Path, dataset: DatasetManifest, verify: Verify
-) -> Iterator[tuple[pa.Array, ItemBatch]]:
+def _item_blocks(directory: Path, dataset: DatasetManifest) -> Iterator[tuple[pa.Array, ItemBatch]]:
     layout = item_layout(dataset.features)
-    for file in open_split(directory, dataset, c.ITEMS, layout, verify):
+    for file in open_split(directory, dataset, c.ITEMS, layout):
         with pq.ParquetFile(file.path) as parquet:
             names = [c.ITEM_ID, *layout.columns]
             for batch in parquet.iter_batches(batch_size=_ITEMS_PER_BLOCK, columns=names):

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
 from torch import Tensor
 
 from distrec.batch import Batch, ItemBatch
-from distrec.checkpoint import MappedTables, load_dense, read_checkpoint_manifest
+from distrec.checkpoint import MappedTables, load_model, read_checkpoint_manifest
 from distrec.checkpoint.manifest import MANIFEST, CheckpointManifest
-from distrec.config import ModelConfig
 from distrec.dataset import DatasetManifest
 from distrec.errors import CheckpointError
 from distrec.files import sha256
@@ -61,17 +58,7 @@ def open_model(path: Path) -> ScoringModel:
     Raises:
         CheckpointError: The checkpoint is not whole, or of another version of the model.
     """
-    manifest = read_checkpoint_manifest(path)
-    try:
-        # JSON mode: strict about types, yet a list is a tuple
-        config = ModelConfig.model_validate_json(json.dumps(manifest.config["model"]))
-    except (KeyError, ValidationError) as error:
-        raise CheckpointError(
-            f"a checkpoint holds the section [model] that it was trained with. Received: {path}: "
-            f"{error}. Train again with this version."
-        ) from error
-    model = UnifiedModel(manifest.model_spec, config)
-    load_dense(path, model)
+    manifest, model = read_checkpoint_manifest(path), load_model(path)
     return ScoringModel(path, manifest, model, MappedTables(path))
 
 

@@ -17,7 +17,7 @@ from distrec.dataset import MANIFEST, DatasetManifest, read_manifest
 from distrec.errors import DataError
 from distrec.files import commit, staging
 from distrec.prepare.faults import translated
-from distrec.reader.files import open_split
+from distrec.reader.files import check_files, open_split
 from distrec.reader.layout import query_layout
 from distrec.scoring.export import export_items, read_export_manifest
 from distrec.scoring.lists import open_list, read_split, write_block_list
@@ -48,6 +48,7 @@ def run(spark: SparkSession, config: Config) -> ScoreManifest:
         DataError: The dataset or a list is missing, damaged or empty; an executor cannot read.
     """
     dataset = read_manifest(config.dataset_directory)
+    check_files(config.dataset_directory, dataset, config.reader.verify)
     model = open_model(checkpoint.find(config.checkpoint_directory, config.score.checkpoint))
     check_same_data(model, dataset, config.dataset_directory)
     with translated("the scores"):
@@ -66,7 +67,7 @@ class _Scoring:
         if not dataset.splits[c.USERS].num_rows and self.score.users is None:
             raise DataError(f"there is nobody to score: {self.directory} has no users. Set {KEY}.")
         layout = query_layout(dataset.features, targets=False)
-        open_split(self.directory, dataset, c.USERS, layout, config.reader.verify)
+        open_split(self.directory, dataset, c.USERS, layout)
         # now, so that a wrong path or column is told before the catalogue is encoded
         self.listed = self.blocked = None
         if self.score.users is not None:
@@ -84,7 +85,6 @@ class _Scoring:
             self.directory,
             self.dataset,
             config.directory / "export",
-            config.reader.verify,
         )
         with staging(config.scores_directory) as root:
             work = root / _WORK

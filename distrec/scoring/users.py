@@ -11,6 +11,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -121,7 +122,13 @@ class ListedUsers:
         if "prepare" not in self.manifest.config:
             return {}
         text = json.dumps(self.manifest.config["prepare"])
-        table = PrepareConfig.model_validate_json(text).users
+        try:
+            table = PrepareConfig.model_validate_json(text).users
+        except ValidationError as error:
+            raise DataError(
+                "a dataset's manifest holds the section [prepare] that it was made with. Received: "
+                f"{self.directory}: {error}. Run prepare again."
+            ) from error
         features = table.features if table else ()
         return {c.feature_column("user", one.feature_name): one for one in features}
 

@@ -14,7 +14,7 @@ FREE_KEYS: dict[str, tuple[str, ...]] = {
     "train": (
         "resume", "log_every_steps", "keep_checkpoints", "keep_earlier_runs",
         "checkpoint_every_steps", "full_checkpoint_every",
-        "early_stopping_patience",
+        "early_stopping_patience", "on_bad_loss", "bad_loss_above", "max_skipped_steps",
     ),
     "reader": ("prefetch_batches", "cache_mib", "verify", "lanes"),
     "sharding": (

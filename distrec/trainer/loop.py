@@ -94,6 +94,7 @@ def train(
         "train.inputs", lambda: setup.read_inputs(config, world.world_size), collectives
     )
     setup.check_agreement(inputs, collectives)
+    setup.check_dataset(inputs, collectives)
     inputs = setup.choose_hot_rows(inputs, collectives)
     beat("looking for a checkpoint")
     start = find_start(inputs, collectives)
@@ -149,6 +150,7 @@ class _Loop:
         self.is_first = run.collectives.world.is_first
         self._ahead: tuple[PreparedBatch, float] | None = None
         self.global_step = 0 if saved is None else saved.global_step
+        self.num_skipped = 0 if saved is None else saved.skipped_steps
         metric = run.validator.metric
         self.stopping = EarlyStopping(
             self.train_config.early_stopping_patience, metric.higher_is_better
@@ -187,6 +189,12 @@ class _Loop:
     def is_done(self) -> bool:
         """Whether no step is left to do."""
         return self.global_step >= self.run.total_steps or self.stopping.should_stop
+
+    @property
+    def _may_skip(self) -> bool:
+        """Whether a step with a bad loss is left out."""
+        config = self.train_config
+        return config.on_bad_loss == "skip" and self.num_skipped < config.max_skipped_steps
 
     def run_to_end(self) -> TrainResult:
         """All that is left to do."""
@@ -250,10 +258,13 @@ class _Loop:
         )
         result = train_step(
             self.run, prepared, self.global_step, place,
-            prepare_next if prefetches else lambda: None, self.stop(),
+            prepare_next if prefetches else lambda: None, self.stop(), self._may_skip,
         )  # fmt: skip
         self.global_step += 1
         self.is_stopped = result.is_stopped
+        if result.skipped:
+            self.num_skipped += 1
+            self.progress.skipped(self.global_step, result.skipped)
         self.progress.step_done(self.global_step, epoch, result, waited)
         return result.num_rows
 
@@ -339,6 +350,7 @@ class _Loop:
             lanes=self.run.reader.lanes,
             metrics=metrics,
             early_stopping=self.stopping.state(),
+            skipped_steps=self.num_skipped,
         )
         path = self.series.save(self.run.inputs.identity, position)
         together("checkpoint.after", lambda: self._after_save(path, is_best), self.run.collectives)

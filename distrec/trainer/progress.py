@@ -142,6 +142,12 @@ class Progress:
             ", the best so far" if is_best else "",
         )  # fmt: skip
 
+    def skipped(self, global_step: int, reason: str) -> None:
+        """Report a step of which nothing was applied."""
+        self._write({"kind": "skipped", "step": global_step, "reason": reason})
+        if self._stream is not None:
+            logger.warning("step %d is left out: %s", global_step, reason)
+
     def close(self, is_whole: bool) -> None:
         """Finish the files; whether no step is left to do is for MLflow."""
         if self._stream is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -15,10 +16,10 @@ from distrec.batch import ItemBatch
 from distrec.checkpoint.together import together
 from distrec.config import Config, section_hash
 from distrec.dataset import DatasetManifest, read_manifest
-from distrec.errors import DataError, TrainingError
+from distrec.errors import ConfigError, DataError, TrainingError
 from distrec.model import RELATIVE, ModelSpec, Objective, UnifiedModel, resolve_loss_kind
 from distrec.planner import Sizer
-from distrec.reader import ExampleReader, read_items
+from distrec.reader import ExampleReader, check_files, read_items
 from distrec.sharding.collectives import Collectives
 from distrec.sharding.plan import TablePlan, TableSpec, has_chosen_hot_rows, plan_tables
 from distrec.sharding.tables import EmbeddingTables
@@ -122,7 +123,7 @@ def read_inputs(config: Config, world_size: int) -> Inputs:
     return Inputs(
         config=config,
         manifest=manifest,
-        items=read_items(config.dataset_directory, manifest, config.reader.verify),
+        items=read_items(config.dataset_directory, manifest),
         spec=spec,
         plans=plan_tables(_table_specs(spec, config), config.sharding, world_size),
         identity=_identity(config, manifest, spec),
@@ -133,6 +134,22 @@ def _table_specs(spec: ModelSpec, config: Config) -> tuple[TableSpec, ...]:
     # on the meta device: the tables' sizes without the memory of the dense part
     with torch.device("meta"):
         return UnifiedModel(spec, config.model).table_specs()
+
+
+def check_dataset(inputs: Inputs, collectives: Collectives) -> None:
+    """Compare the dataset's files with its manifest, as reader.verify says. Collective.
+
+    Raises:
+        DataError: On every rank, with the file that is missing or damaged.
+    """
+    config = inputs.config
+    together(
+        "train.files",
+        lambda: check_files(
+            config.dataset_directory, inputs.manifest, config.reader.verify, collectives.world
+        ),
+        collectives,
+    )
 
 
 def choose_hot_rows(inputs: Inputs, collectives: Collectives) -> Inputs:
@@ -206,6 +223,7 @@ def build(inputs: Inputs, collectives: Collectives, lanes: int | None) -> Run:
         lanes: Of the checkpoint that the run goes on from, if any.
     """
     config, manifest, device = inputs.config, inputs.manifest, collectives.device
+    _check_memory(inputs, collectives)
     tables = EmbeddingTables(inputs.plans, collectives, config.sharding, config.seed, device)
     if config.train.full_checkpoint_every > 1:
         tables.track_touched_rows()
@@ -236,6 +254,27 @@ def build(inputs: Inputs, collectives: Collectives, lanes: int | None) -> Run:
         total_steps=total_steps,
         average=WeightAverage(model, decay) if decay else None,
     )
+
+
+def _check_memory(inputs: Inputs, collectives: Collectives) -> None:
+    """Refuse tables that no memory of this machine holds, before any is taken.
+
+    Raises:
+        ConfigError: With what they need and what there is.
+    """
+    world = collectives.world
+    if collectives.device.type != "cpu":
+        return
+    needed = sum(plan.bytes_on(world.rank, world.world_size) for plan in inputs.plans)
+    needed *= world.local_size
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise ConfigError(
+            "the tables of the ranks of one machine fit its memory. Received: "
+            f"{needed / 2**30:,.1f} GiB of tables for {world.local_size} ranks, "
+            f"{there / 2**30:,.1f} GiB of memory. Use more hosts, a smaller model.embedding_dim or "
+            "sharding.compress; `distrec plan` sizes a run."
+        )
 
 
 def dense_optimizer(model: torch.nn.Module, config: Config) -> torch.optim.Optimizer:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,10 +12,11 @@ from torch import Tensor
 
 from distrec import pulse
 from distrec.batch import Batch
-from distrec.errors import TrainingError
+from distrec.errors import DataError, TrainingError
 from distrec.sharding.dense import DenseGradients
 from distrec.sharding.exchange import Asked
 from distrec.sharding.lookup import Request
+from distrec.trainer import bad_loss
 from distrec.trainer.schedule import rate_share
 from distrec.trainer.setup import Run
 
@@ -35,6 +36,7 @@ class StepResult:
         learning_rate: Of the dense part.
         gradient_norm: Of the dense part, before clipping.
         is_stopped: Whether any rank was told to stop.
+        skipped: Why nothing of the step was applied; empty if it was.
     """
 
     loss: float
@@ -44,6 +46,7 @@ class StepResult:
     learning_rate: float
     gradient_norm: float
     is_stopped: bool
+    skipped: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ def train_step(
     place: str,
     before_backward: Callable[[], None] = lambda: None,
     stop: bool = False,
+    may_skip: bool = False,
 ) -> StepResult:
     """Do one optimizer update. Collective.
 
@@ -119,11 +123,13 @@ def train_step(
         place: Where in the data that is, for errors.
         before_backward: Called once nothing random is left to do in this step.
         stop: Whether this rank was told to stop after this step.
+        may_skip: Whether a step with a bad loss is left out, rather than an error; the same on all
+            ranks.
 
     Raises:
-        TrainingError: On every rank, when the loss or a gradient of any rank is not finite. A loss
-            is found before any row or parameter is updated.
-        DataError: On every rank, when an id of any rank is outside its table.
+        TrainingError: On every rank, when the loss is bad, or a gradient of any rank not finite. A
+            loss is found before any row or parameter is updated.
+        DataError: On every rank, when an id of any rank is outside its table or the catalogue.
     """
     config, collectives = run.config, run.collectives
     share = _set_rates(run, global_step)
@@ -140,30 +146,54 @@ def train_step(
         rows = {name: row.detach() if tables[name] in frozen else row for name, row in rows.items()}
     loss_sum, parts = run.objective.loss_sum(batch, rows, global_step)
     own = torch.stack([loss_sum.detach().double(), run.objective.weight_sum(batch).double()])
-    further = [parts["loss"], parts["l2"], float(batch.batch_size), float(stop)]
+    strangers = _num_strangers(batch, run.inputs.spec.num_items)
+    further = [parts["loss"], parts["l2"], float(batch.batch_size), float(stop), float(strangers)]
     own = torch.cat([own, own.new_tensor(further)])
     totals = collectives.allreduce(own, "train.totals").tolist()
-    _check_finite(run, own, totals, place)
-    before_backward()
-    # a batch without positives has a loss of zero
-    (loss_sum / (totals[1] if totals[1] > 0 else 1.0)).backward()
-    norm = dense.step(run.optimizer, config.train.gradient_clip)
-    if not math.isfinite(norm):
-        raise TrainingError(
-            f"gradients are finite at every step. Received: a norm of {norm} at {place}. The last "
-            "checkpoint is kept. Lower train.learning_rate or sharding.learning_rate."
+    if totals[6]:
+        raise DataError(
+            f"items of examples lie in [0, {run.inputs.spec.num_items}). Received: {totals[6]:.0f} "
+            f"examples over all ranks with others, at {place}. Nothing of this step was applied. "
+            "Run prepare again."
         )
-    if run.average is not None:
-        run.average.update(global_step + 1)
-    return StepResult(
+    result = StepResult(
         loss=totals[2],
         l2=totals[3],
         weight=totals[1],
         num_rows=round(totals[4]),
         learning_rate=config.train.learning_rate * share,
-        gradient_norm=norm,
+        gradient_norm=0.0,
         is_stopped=totals[5] > 0,
     )
+    if bad_loss.is_bad(totals, result.loss, result.weight, config):
+        reason = bad_loss.explain(batch, own, totals, place, global_step + 1, run)
+        if may_skip:
+            return replace(result, loss=0.0, l2=0.0, weight=0.0, skipped=reason)
+        raise TrainingError(
+            "the loss is finite at every step, and at most train.bad_loss_above. Received: "
+            f"{reason}. Nothing of this step was applied, and the last checkpoint is kept. Look "
+            "for NaN or huge numbers in that batch, lower train.learning_rate and "
+            "sharding.learning_rate, or leave some such steps out: train.on_bad_loss."
+        )
+    before_backward()
+    # a batch without positives has a loss of zero
+    (loss_sum / (totals[1] if totals[1] > 0 else 1.0)).backward()
+    norm = dense.step(run.optimizer, config.train.gradient_clip)
+    if not math.isfinite(norm):
+        # rows were updated in the backward pass, so this step cannot be left out
+        where = bad_loss.set_aside(batch, True, global_step + 1, run)
+        raise TrainingError(
+            f"gradients are finite at every step. Received: a norm of {norm} at {place}. {where}. "
+            "The last checkpoint is kept. Lower train.learning_rate or sharding.learning_rate."
+        )
+    if run.average is not None:
+        run.average.update(global_step + 1)
+    return replace(result, gradient_norm=norm)
+
+
+def _num_strangers(batch: Batch, num_items: int) -> int:
+    """Examples whose item is none; a loss over a catalogue would pass over them in silence."""
+    return int(((batch.item_index < 0) | (batch.item_index >= num_items)).sum())
 
 
 def step_seed(seed: int, global_step: int, rank: int) -> int:
@@ -182,27 +212,6 @@ def _set_rates(run: Run, global_step: int) -> float:
         group["lr"] = train.learning_rate * share
     run.tables.set_learning_rate(sharding.learning_rate * share)
     return share
-
-
-def _check_finite(run: Run, own: Tensor, totals: Sequence[float], place: str) -> None:
-    """Equal totals on all ranks, so all of them go on or none does."""
-    if all(math.isfinite(total) for total in totals):
-        return
-    mine = bool(own.isfinite().all())
-    answers = run.collectives.gather_objects(
-        {"finite": mine, "loss": str(float(own[0])), "weight": str(float(own[1]))}, "train.finite"
-    )
-    guilty = [
-        f"rank {rank} (loss {answer['loss']}, weight {answer['weight']})"
-        for rank, answer in enumerate(answers)
-        if not answer["finite"]
-    ]
-    raise TrainingError(
-        f"the loss is finite at every step. Received: {', '.join(guilty) or 'an overflow'} at "
-        f"{place}. Nothing of this step was applied, and the last checkpoint is kept. Look for NaN "
-        "or huge numbers in the features of that batch, or lower train.learning_rate and "
-        "sharding.learning_rate."
-    )
 
 
 def _is_finite(rows: Tensor) -> bool:

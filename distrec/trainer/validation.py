@@ -160,7 +160,6 @@ class Validator:
             columns.VALID_QUERIES,
             self.collectives.world,
             options.batch_size,
-            self.config.reader.verify,
         )
         evaluate_queries(scorer, _beating(queries, beat), metrics)
         metrics.load_state_vector(

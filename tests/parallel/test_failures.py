@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from distrec import checkpoint, pulse
 from distrec.config import Config
 from distrec.errors import ConfigError, DistrecError, LaunchError
 from distrec.launch import train_locally
-from distrec.sharding.collectives import Collectives
+from distrec.sharding.collectives import Collectives, OneProcess
 from distrec.trainer import train
 from distrec.trainer.watchdog import Watchdog
 from tests.parallel.harness import ROOT, run_ranks
-from tests.training import make_config, write_config
+from tests.training import losses, make_config, write_config
 from tests.unit.test_trainer import rewrite_ages
 
 LONG = {"train": {"max_epochs": 10_000, "checkpoint_every_steps": 20, "log_every_steps": 100,
@@ -50,6 +51,8 @@ def body(collectives: Collectives, directory: str) -> dict[str, str]:
     answers["one rank refuses"] = caught(make_config(folder / "good", own), collectives)
     bad = {"reader": {"shuffle": False}, "train": {"checkpoint_every_steps": 3}}
     answers["not finite"] = caught(make_config(folder / "nan", bad), collectives)
+    bad["train"] = {"on_bad_loss": "skip", "checkpoint_every_steps": 3}
+    answers["skipped"] = caught(make_config(folder / "skip", bad), collectives)
     return answers
 
 
@@ -57,7 +60,8 @@ def test_all_ranks_stop_with_the_reason(tmp_path: Path) -> None:
     make_config(tmp_path / "good")
     make_config(tmp_path / "other", num_users=61)
     # the last row lies in the last of 12 lanes, which rank 1 of 2 reads
-    rewrite_ages(make_config(tmp_path / "nan").dataset_directory, float("nan"))
+    for name in ("nan", "skip"):
+        rewrite_ages(make_config(tmp_path / name).dataset_directory, float("nan"))
     answers = run_ranks(
         2, "tests.parallel.test_failures:body", {"directory": str(tmp_path)}, tmp_path
     )
@@ -71,6 +75,16 @@ def test_all_ranks_stop_with_the_reason(tmp_path: Path) -> None:
     assert "step 6 (epoch 1, batch 6 of 6)" in messages["not finite"]
     newest = checkpoint.find(tmp_path / "nan" / "checkpoints", "newest")
     assert newest.name == "step-00000003"
+    assert messages["skipped"] == "nothing was raised"
+    for name, steps in (("nan", [6]), ("skip", [6, 12])):
+        kept = sorted(path.name for path in (tmp_path / name / "bad_batches").iterdir())
+        assert kept == [f"step-{step:08d}-rank-1.parquet" for step in steps]
+    # both ranks leave out what one alone would
+    keys = {"reader": {"shuffle": False}, "train": {"on_bad_loss": "skip"}}
+    alone = make_config(tmp_path / "alone", keys)
+    rewrite_ages(alone.dataset_directory, float("nan"))
+    train(alone, OneProcess(torch.device("cpu")))
+    assert losses(make_config(tmp_path / "skip")) == pytest.approx(losses(alone), rel=1e-4)
 
 
 def pid_once_saved(config: Config, rank: int) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "distrec"
-BASE = {"errors", "config", "columns", "world", "batch", "dataset", "files", "pulse"}
+BASE = {"errors", "config", "columns", "world", "batch", "dataset", "files", "pulse", "untrusted"}
 # package -> packages of distrec that it may import, besides BASE and itself
 ALLOWED = {
     "prepare": {"spark"},

@@ -171,9 +171,8 @@ def rewrite_ages(directory: Path, age: float) -> None:
     pq.write_table(table, directory / entry.path)
     text = (directory / MANIFEST).read_text()
     size = (directory / entry.path).stat().st_size
-    (directory / MANIFEST).write_text(
-        text.replace(f'"num_bytes": {entry.num_bytes}', f'"num_bytes": {size}')
-    )
+    text = text.replace(f'"num_bytes": {entry.num_bytes}', f'"num_bytes": {size}')
+    (directory / MANIFEST).write_text(text.replace(entry.sha256, sha256(directory / entry.path)))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 # make run    set up what is missing, then the whole pipeline on MovieLens-100K
 # make test   set up what is missing, then every test, on two processes; TEST_PROCESSES=0: on one
 # make faults kill ranks and launchers at every phase of training
+# make fuzz   spoil configurations, manifests and files in thousands of ways
 # make lint   what CI checks of style and types
 # make audit  known holes of the pinned versions, where their list can be reached
 # make doctor which parts are there and work
@@ -11,7 +12,7 @@ STAMP  := $(VENV)/.installed
 CONFIG ?= conf/movielens-100k.toml
 TEST_PROCESSES ?= 2
 
-.PHONY: run test faults lint audit docs doctor setup clean
+.PHONY: run test faults fuzz lint audit docs doctor setup clean
 
 run: setup
 	$(BIN)/distrec run $(CONFIG)
@@ -23,6 +24,10 @@ test: setup lint
 # kills ranks and launchers everywhere; ends with a table of what each cost
 faults: setup
 	DISTREC_FAULTS=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults
+
+# spoils configurations, manifests and files in thousands of ways
+fuzz: setup
+	DISTREC_FUZZ=3000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit/test_fuzz.py --timeout=3600
 
 lint: setup
 	$(BIN)/ruff check .

@@ -118,7 +118,7 @@ class RowGroupReader:
                 shuffle_row_drop_partition=(0, 1),
             )
             table = self._pool.get_results()
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise DataError(
                 f"row group {row_group} of {path} cannot be read: {error}. Copy the file again, or "
                 "run prepare again."

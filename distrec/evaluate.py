@@ -115,6 +115,11 @@ def run(config: Config) -> dict[str, Any]:
             splits = _measure(inputs, _model_scorer(inputs, model), baselines, ranks)
         fsync(partial)
         partial.rename(config.query_ranks_path)
+    except OSError as error:
+        raise DataError(
+            f"evaluate writes {config.query_ranks_path}. Received: {error}. Free space, or set "
+            "output to another directory."
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
     document = {

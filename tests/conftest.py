@@ -6,6 +6,10 @@ from typing import Any
 
 import pytest
 
+from tests.disks import disk
+
+__all__ = ["disk"]
+
 # one session of Spark serves all of these
 _SPARK = "tests/spark/"
 

@@ -6,13 +6,15 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 
 from distrec.config import Config
+from distrec.errors import DataError
 from distrec.trainer.step import StepResult
 from distrec.trainer.tracking import MlflowRun
 
@@ -51,14 +53,15 @@ class Progress:
                 self._mlflow = MlflowRun(config, start_step)
 
     def _open(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        board = directory / TENSORBOARD
-        if self.start_step == 0:
-            shutil.rmtree(board, ignore_errors=True)
-        self._stream = (directory / TRAIN_LOG).open(
-            "a" if self.start_step else "w", encoding="utf-8"
-        )
-        self._board = SummaryWriter(str(board), purge_step=self.start_step + 1)
+        with _writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            board = directory / TENSORBOARD
+            if self.start_step == 0:
+                shutil.rmtree(board, ignore_errors=True)
+            self._stream = (directory / TRAIN_LOG).open(
+                "a" if self.start_step else "w", encoding="utf-8"
+            )
+            self._board = SummaryWriter(str(board), purge_step=self.start_step + 1)
 
     @property
     def seconds(self) -> float:
@@ -159,13 +162,28 @@ class Progress:
 
     def _write(self, entry: Mapping[str, Any]) -> None:
         if self._stream is not None:
-            self._stream.write(json.dumps(entry) + "\n")
-            self._stream.flush()
+            with _writing(Path(self._stream.name).parent):
+                self._stream.write(json.dumps(entry) + "\n")
+                self._stream.flush()
 
     def _scalars(self, group: str, global_step: int, values: Mapping[str, float]) -> None:
         if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(f"{group}/{name.replace('@', '_at_')}", value, global_step)
+            with _writing(Path(self._board.log_dir)):
+                for name, value in values.items():
+                    tag = f"{group}/{name.replace('@', '_at_')}"
+                    self._board.add_scalar(tag, value, global_step)
         if self._mlflow is not None:
             named = {f"{group}/{name}": value for name, value in values.items()}
             self._mlflow.scalars(global_step, named)
+
+
+@contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    """Turn a full disk, or one that may not be written, into an error that is not tried again."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"training writes its logs to {directory}. Received: {error}. Free space, or set "
+            "output to another directory."
+        ) from error

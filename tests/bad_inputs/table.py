@@ -14,8 +14,8 @@ INTRODUCTION = """\
 What distrec does with input that is damaged, mixed up or forged. Each line is a test
 (`tests/unit/test_bad_inputs.py`, `tests/spark/test_bad_raw_data.py`), and this page is made from
 them: do not edit, but run `python -m tests.bad_inputs.table > docs/bad-inputs.md`. The job that is
-given the input ends with the message and the exit code, before anything of the run's directory but
-its logs is changed; "..." stands for names and numbers. Codes: 2 configuration, 3 data, 4
+given the input ends with the message and the exit code, and the run's directory is as it was but
+for logs and `bad_batches/`; "..." stands for names and numbers. Codes: 2 configuration, 3 data, 4
 checkpoint, 5 training.
 """
 SECTIONS = {

@@ -5,40 +5,27 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from distrec import checkpoint
-from distrec.config import load_config
+from distrec import checkpoint, evaluate
+from distrec.checkpoint.export import export_table
+from distrec.config import Config, load_config
+from distrec.dataset import read_manifest
+from distrec.job import execute
+from distrec.report.page import write_report
+from distrec.sharding.collectives import OneProcess
+from distrec.trainer import train
+from tests.bad_inputs.case import snapshot
+from tests.disks import Disk, fill
 from tests.integration.raw import write_raw
+from tests.training import make_config
 
 ROOT = Path(__file__).parents[2]
-Disk = Callable[[int], Path]
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    """Makes a file system of so many KiB."""
-    mounted: list[Path] = []
-
-    def make(kib: int) -> Path:
-        folder = tmp_path / f"disk-{len(mounted)}"
-        folder.mkdir()
-        result = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder)],
-            capture_output=True,
-            text=True,
-        )
-        if result.returncode != 0:
-            pytest.skip(f"this machine does not let us mount a small disk: {result.stderr.strip()}")
-        mounted.append(folder)
-        return folder
-
-    yield make
-    for folder in mounted:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +84,41 @@ def test_train_keeps_the_last_good_checkpoint(prepared: Path, disk: Disk) -> Non
     assert left
     assert not [name for name in left if name.startswith(".")]
     checkpoint.verify(checkpoint.find(full / "run" / "checkpoints", "newest"))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_was_written_before_stays(disk: Disk, capsys: pytest.CaptureFixture[str]) -> None:
+    """Writers that need no Spark; scores are in tests/spark/test_score.py."""
+    full = disk(32 * 1024)
+    config, longer = (
+        make_config(full / "run", {"train": {"max_steps": steps, "decay": "none"}})
+        for steps in (2, 4)
+    )
+    jobs: dict[str, Callable[[Config], Any]] = {
+        "train": lambda config: train(config, OneProcess(torch.device("cpu"))).summary(),
+        "evaluate": evaluate.run,
+        "report": lambda config: {"report": str(write_report(config))},
+        "export": lambda config: {"rows": export_item_table(config)},
+    }
+    for name, job in jobs.items():
+        assert execute(name, config, job) == 0
+    before = snapshot(full / "run")
+    # logs take less than 24 KiB, a checkpoint takes more
+    cases = (("evaluate", 0, 3), ("report", 0, 3), ("export", 0, 3), ("train", 0, 3),
+             ("train", 24, 4))  # fmt: skip
+    for name, free_kib, exit_code in cases:
+        ballast = fill(full, free_kib)
+        code = execute(name, longer if name == "train" else config, jobs[name])
+        assert code == exit_code, capsys.readouterr().err
+        assert "No space left on device" in capsys.readouterr().err
+        assert snapshot(full / "run") == before
+        ballast.unlink()
+    assert execute("train", longer, jobs["train"]) == 0
+
+
+def export_item_table(config: Config) -> int:
+    path = checkpoint.find(config.checkpoint_directory, "newest")
+    return export_table(
+        path, "item", config.directory / "item.parquet", config.dataset_directory,
+        read_manifest(config.dataset_directory),
+    )  # fmt: skip

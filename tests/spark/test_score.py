@@ -28,6 +28,8 @@ from distrec.sharding.collectives import OneProcess
 from distrec.sharding.plan import plan_tables
 from distrec.sharding.tables import EmbeddingTables
 from distrec.world import World
+from tests.bad_inputs.case import snapshot
+from tests.disks import Disk, fill
 from tests.synthetic import write_dataset
 
 NUM_USERS, NUM_ITEMS, K = 60, 44, 7
@@ -344,6 +346,27 @@ def test_checkpoint_of_another_dataset(spark: SparkSession, run: Run, tmp_path: 
     with pytest.raises(CheckpointError, match=r"differ in vocabulary 'user_id', num_users"):
         scoring.run(spark, config)
     assert not config.scores_directory.exists()
+
+
+def test_a_full_disk_leaves_the_old_scores(spark: SparkSession, run: Run, disk: Disk) -> None:
+    full = disk(16 * 1024)
+    shutil.copytree(run.directory, full / "run", ignore=lambda *_: ("export", "scores"))
+    config = run.config().model_copy(update={"output": str(full / "run")})
+    scoring.run(spark, config)
+    before = snapshot(full / "run")
+    fill(full, 4)
+    with pytest.raises(DataError, match=r"(?i)no space left on device"):
+        scoring.run(spark, config)
+    assert snapshot(full / "run") == before
+    # not even the encoded catalogue
+    shutil.rmtree(full / "run" / "export")
+    before = snapshot(full / "run")
+    fill(full, 4)
+    with pytest.raises(DataError, match=r"(?i)no space left on device"):
+        scoring.run(spark, config)
+    after = snapshot(full / "run")
+    after.pop("export", None)
+    assert after == before
 
 
 def test_failure_on_an_executor_leaves_the_old_scores(

@@ -38,7 +38,8 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 def fill(folder: Path, free_kib: int) -> Path:
     """Take up all of a disk but so many KiB, with a file that can be deleted again."""
-    status = os.statvfs(folder)
     ballast = folder / "ballast"
+    ballast.unlink(missing_ok=True)
+    status = os.statvfs(folder)
     ballast.write_bytes(bytes(status.f_bavail * status.f_frsize - free_kib * 1024))
     return ballast

@@ -22,6 +22,7 @@ from distrec.checkpoint import Identity, Parts, Position, mark_best, save
 from distrec.config import Config, ModelConfig, ShardingConfig, parse_config
 from distrec.dataset import DatasetManifest, read_manifest
 from distrec.errors import CheckpointError, DataError
+from distrec.files import sha256
 from distrec.model import ModelSpec, UnifiedModel
 from distrec.reader import read_items, read_queries
 from distrec.sharding.collectives import OneProcess
@@ -262,12 +263,13 @@ def with_raw_features(run: Run, directory: Path) -> Run:
     )
     folder = copied.dataset / "vocab" / "user_group"
     folder.mkdir(parents=True)
-    pq.write_table(names, folder / "part-00000.parquet")
+    path = folder / "part-00000.parquet"
+    pq.write_table(names, path)
     document = json.loads((copied.dataset / "manifest.json").read_text())
     document["vocabularies"]["user_group"] = {
         "name": "user_group", "num_embeddings": 6, "sha256": "0" * 64,
-        "files": [{"path": "vocab/user_group/part-00000.parquet", "num_rows": 4, "num_bytes": 1,
-                   "sha256": "0" * 64}],
+        "files": [{"path": "vocab/user_group/part-00000.parquet", "num_rows": 4,
+                   "num_bytes": path.stat().st_size, "sha256": sha256(path)}],
     }  # fmt: skip
     document["statistics"] = {
         "user_age": {"mean": 30.0, "std": 10.0, "min": 1.0, "max": 90.0, "missing": 0.0}

@@ -106,6 +106,11 @@ class Config(Section):
         return self.directory / "logs"
 
     @property
+    def bad_batches_directory(self) -> Path:
+        """Batches whose loss was bad."""
+        return self.directory / "bad_batches"
+
+    @property
     def stop_path(self) -> Path:
         """A file by which the launcher tells the ranks, on every host, to save and end."""
         return self.logs_directory / "stop"

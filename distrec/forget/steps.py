@@ -180,6 +180,7 @@ def _forget(config: Config, found: Found, changes: Changes) -> dict[str, Any]:
         }
         for directory in _runs(config):
             logs = directory / config.logs_directory.name
+            shutil.rmtree(directory / config.bad_batches_directory.name, ignore_errors=True)
             if after is not found.manifest:
                 outputs.replace_ranks(directory, found, root, after.content_hash)
             _add(summary, "exports", outputs.replace_exports(logs, found))

@@ -22,8 +22,6 @@ from distrec.config import Config
 if TYPE_CHECKING:
     from distrec.trainer.setup import Run
 
-DIRECTORY = "bad_batches"
-
 
 def is_bad(totals: Sequence[float], loss: float, weight: float, config: Config) -> bool:
     """Whether a step must not be applied; the same on all ranks.
@@ -81,7 +79,7 @@ def set_aside(batch: Batch, keeps: bool, global_step: int, run: Run) -> str:
     answer = ""
     if keeps:
         name = f"step-{global_step:08d}-rank-{run.collectives.world.rank}.parquet"
-        path = run.config.directory / DIRECTORY / name
+        path = run.config.bad_batches_directory / name
         try:
             write_batch(batch, path)
             answer = str(path)

@@ -153,6 +153,7 @@ def test_nothing_of_the_people_is_left(config: Config, tmp_path: Path) -> None:
     assert len(before) == 8
     users = tmp_path / "users.txt"
     users.write_text("\n".join(sorted(PEOPLE)) + "\n")
+    config.bad_batches_directory.mkdir()
     shown = CliRunner().invoke(
         app, ["forget", str(config.directory / "config.toml"), "--users", str(users)]
     )
@@ -194,6 +195,7 @@ def test_nothing_of_the_people_is_left(config: Config, tmp_path: Path) -> None:
     assert len(kept) == 62 - 3
     lines = (config.logs_directory / "jobs.jsonl").read_text().splitlines()
     assert [json.loads(line).get("message") for line in lines[:2]] == ["", "rank 17 died"]
+    assert not config.bad_batches_directory.exists()
 
 
 def test_what_is_left_works_as_before(config: Config) -> None:

@@ -1,0 +1,122 @@
+"""The unified model beside each of its towers alone, on items that train saw and on new ones.
+
+    python benchmarks/quality/towers.py [--seeds 3] [--ranks 2]
+
+conf/unified.toml on MovieLens-100K, leave-one-out, the whole catalogue; the train events of 15 % of
+the items are taken out (prepare.split.new_items_share), so that these stand on their features. The
+unified model is to be no worse than the best tower alone and than every baseline, and on new items
+far above the collaborative towers. Means over seeds, on test; the last line is one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import common
+
+from distrec import pipeline
+from distrec.config import Config, load_config
+from distrec.data import fetch
+from distrec.evaluate import MODEL
+from distrec.job import configure_logging
+from distrec.variants import derived, link_dataset
+
+ROOT = Path(__file__).parents[2]
+METRIC = "ndcg@10"
+NEW = "new_items"
+UNIFIED = "all"
+COLLABORATIVE = ("cf", "autoencoder", "sequence")
+
+
+def run(config: Config, stages: list[str]) -> None:
+    """Run stages, or end with their exit code."""
+    code, _ = pipeline.run_stages(config, only=stages)
+    if code:
+        sys.exit(code)
+
+
+def measure(config: Config, name: str, towers: list[str], seed: int) -> dict[str, Any]:
+    """What evaluate finds on valid and test of a model with some towers, by model.
+
+    With all of them, the baselines are measured beside it.
+    """
+    changes: dict[str, Any] = {"model.towers": towers, "seed": seed}
+    changes["evaluate.baselines"] = ["popularity", "item_knn", "markov", "ease"]
+    if name != UNIFIED or seed > 1:
+        changes["evaluate.baselines"] = []
+    own = derived(config, config.directory / f"{name}-seed-{seed}", changes)
+    link_dataset(config, own)
+    run(own, ["train", "evaluate"])
+    splits = json.loads(own.metrics_path.read_text())["splits"]
+    return {split: part["models"] for split, part in splits.items()}
+
+
+def summary(found: list[dict[str, Any]]) -> dict[str, float]:
+    """Means over seeds of the model, and the spread of what seeds change on test."""
+
+    def values(split: str, group: str | None) -> list[float]:
+        models = [one[split][MODEL] for one in found]
+        parts = [model if group is None else model["slices"][group] for model in models]
+        return [part["metrics"][METRIC] for part in parts]
+
+    test = values("test", None)
+    return {
+        "valid": round(statistics.mean(values("valid", None)), 4),
+        "test": round(statistics.mean(test), 4),
+        "spread": round(max(test) - min(test), 4),
+        NEW: round(statistics.mean(values("test", NEW)), 4),
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--output", type=Path, default=Path("runs/quality/towers"))
+    parser.add_argument("--seeds", type=int, default=3, help="runs a model, with seeds from 1")
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
+    given = parser.parse_args()
+    configure_logging()
+    common.print_header(["torch", "horovod", "pyspark"], f"{given.ranks} ranks of 1 thread")
+    settings = {
+        "output": json.dumps(str(given.output)),
+        "launch.num_ranks": given.ranks,
+        "prepare.split.new_items_share": 0.15,
+    }
+    overrides = [f"{key}={value}" for key, value in settings.items()]
+    config = load_config(ROOT / "conf" / "unified.toml", [*overrides, *given.settings])
+    fetch("movielens-100k", Path("data") / "movielens-100k")
+    run(config, ["prepare"])
+    towers = list(config.model.towers)
+    figures: dict[str, Any] = {"seeds": given.seeds}
+    for name, chosen in {UNIFIED: towers, **{tower: [tower] for tower in towers}}.items():
+        found = [measure(config, name, chosen, seed) for seed in range(1, given.seeds + 1)]
+        figures[name] = summary(found)
+        print(f"{name:>12}", figures[name], flush=True)
+        for model, part in found[0]["test"].items():
+            if model != MODEL:
+                figures[model] = {
+                    "test": round(part["metrics"][METRIC], 4),
+                    NEW: round(part["slices"][NEW]["metrics"][METRIC], 4),
+                }
+                print(f"{model:>12}", figures[model], flush=True)
+    rivals = [part["test"] for name, part in figures.items() if name not in (UNIFIED, "seeds")]
+    figures["over the best other"] = round(figures[UNIFIED]["test"] / max(rivals), 3)
+    best = max(figures[name][NEW] for name in COLLABORATIVE)
+    figures["new items over collaborative"] = round(figures[UNIFIED][NEW] - best, 4)
+    bars = {
+        "over the best other": common.at_least(1.0),
+        "new items over collaborative": common.at_least(0.01),
+    }
+    common.print_result("quality/towers", figures, bars)
+
+
+if __name__ == "__main__":
+    main()

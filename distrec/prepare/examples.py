@@ -17,13 +17,13 @@ from distrec.prepare.histories import (
     state,
     windows,
 )
-from distrec.prepare.split import KNOWN
+from distrec.prepare.split import KNOWN, WITHHELD
 
 # what comes before a split
 POOLS = {
     c.TRAIN: (c.TRAIN,),
-    c.VALID: (c.TRAIN, KNOWN),
-    c.TEST: (c.TRAIN, KNOWN, c.VALID),
+    c.VALID: (c.TRAIN, KNOWN, WITHHELD),
+    c.TEST: (c.TRAIN, KNOWN, WITHHELD, c.VALID),
 }
 _EXAMPLE = (
     c.USER_INDEX, c.ITEM_INDEX, c.TIME, c.LABEL, c.WEIGHT, c.NUM_EVENTS, c.HISTORY, c.HISTORY_TIMES,

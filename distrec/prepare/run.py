@@ -26,7 +26,7 @@ from distrec.prepare.k_core import k_core
 from distrec.prepare.manifest import write_manifest
 from distrec.prepare.output import Output
 from distrec.prepare.sources import Sources, read_sources
-from distrec.prepare.split import BY_TIME, KNOWN, require_rows, split_events
+from distrec.prepare.split import BY_TIME, KNOWN, WITHHELD, require_rows, split_events
 from distrec.prepare.validate import feature_columns
 from distrec.prepare.workspace import Workspace, concurrently, stage
 
@@ -154,6 +154,9 @@ def _split(
     prepare = config.prepare
     has_time = prepare.events.time is not None
     events = split_events(kept, prepare.split, config.seed, has_time, workspace)
+    # as of negatives: in `seen`, in no history
+    label = F.when(F.col(c.SPLIT) == WITHHELD, F.lit(0)).otherwise(F.col(c.LABEL))
+    events = events.withColumn(c.LABEL, label.cast(events.schema[c.LABEL].dataType))
     rows = events.groupBy(c.SPLIT).agg(
         F.count("*").alias("rows"), F.min(c.TIME).alias("min"), F.max(c.TIME).alias("max"),
         F.min(c.LABEL).alias("least"), F.max(c.LABEL).alias("largest"),
@@ -161,9 +164,8 @@ def _split(
     found = {row[c.SPLIT]: row for row in rows.collect()}
     for name in (c.TRAIN, c.VALID, c.TEST, KNOWN):
         counts[name] = found[name]["rows"] if name in found else 0
-    withheld = counts["kept"] - sum(row["rows"] for row in found.values())
-    if withheld:
-        counts["of_new_items"] = withheld
+    if WITHHELD in found:
+        counts[WITHHELD] = found[WITHHELD]["rows"]
     require_rows({name: counts[name] for name in (c.TRAIN, c.VALID, c.TEST)}, prepare.split)
     first = min(row["min"] for row in found.values())
     last = max(row["max"] for row in found.values())

@@ -1,4 +1,8 @@
-"""Divide events into train, valid and test; "known" is what is known of a user who is held out."""
+"""Divide events into train, valid and test; "known" is what is known of a user who is held out.
+
+With split.new_items_share, "withheld" are the events of train that are nobody's history and nothing
+to learn from, and yet not to be recommended again.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,8 @@ from distrec.prepare.rank import with_rank
 from distrec.prepare.workspace import Workspace
 
 KNOWN = "known"
+# events of new items: only that the user has had them already is known
+WITHHELD = "withheld"
 
 # percentile_approx is exact up to as many distinct values, and off by 1 / ACCURACY in rank above
 ACCURACY = 100_000
@@ -23,7 +29,7 @@ BY_TIME = frozenset({"leave_one_out", "temporal", "held_out_users"})
 def split_events(
     events: DataFrame, split: SplitConfig, seed: int, has_time: bool, workspace: Workspace
 ) -> DataFrame:
-    """Set the column split to train, valid, test or known; without train events of new items.
+    """Set the column split to train, valid, test or known; train events of new items: withheld.
 
     Args:
         events: user_id, item_id, time, split (filled in only where it is given), any other column.
@@ -46,7 +52,10 @@ def split_events(
         chosen = events
     if split.new_items_share:
         is_new = _uniform(seed, "new", c.ITEM_ID) < split.new_items_share
-        chosen = chosen.filter(~((F.col(c.SPLIT) == c.TRAIN) & is_new))
+        of_train = F.col(c.SPLIT) == c.TRAIN
+        chosen = chosen.withColumn(
+            c.SPLIT, F.when(of_train & is_new, F.lit(WITHHELD)).otherwise(F.col(c.SPLIT))
+        )
     return workspace.materialize(chosen, "split")
 
 

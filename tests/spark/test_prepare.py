@@ -356,3 +356,34 @@ def test_ratings_as_labels(spark: SparkSession, tmp_path: Path) -> None:
     }
     assert sorted(train.values()) == [1.0, 3.0, 4.5]
     assert sorted(row["label"] for row in rows(manifest, directory, "test")) == [0.5, 5.0]
+
+
+def test_a_new_item_is_seen_and_in_no_history(spark: SparkSession, tmp_path: Path) -> None:
+    """Four users have items 0 to 7 in this order, the last of them in valid and test."""
+    lines = [f"{user},{item},{item + 1}" for user in range(4) for item in range(8)]
+    (tmp_path / "events.csv").write_text("\n".join(["u,i,t", *lines]) + "\n")
+    (tmp_path / "items.csv").write_text("\n".join(["i,kind", *(f"{k},x" for k in range(8))]) + "\n")
+    section = {
+        "events": {"paths": [str(tmp_path / "events.csv")], "user": "u", "item": "i", "time": "t"},
+        "items": {"paths": [str(tmp_path / "items.csv")], "id": "i",
+                  "features": [{"column": "kind", "kind": "categorical"}]},
+        "split": {"new_items_share": 0.4},
+    }  # fmt: skip
+    config = config_of(tmp_path / "run", prepare=section)
+    manifest = prepare.run(spark, config)
+    directory = config.dataset_directory
+    counts = {row["item_index"]: row["count"] for row in rows(manifest, directory, "items")}
+    assert len(counts) == 8
+    new = {index for index, count in counts.items() if count == 0}
+    old = {index for index, count in counts.items() if count == 4}
+    assert min(new) == manifest.num_trained_items == 2 + len(old)
+    train = rows(manifest, directory, "train")
+    assert {row["item_index"] for row in train} == old
+    assert manifest.counts["train"] + manifest.counts["withheld"] == 4 * 6
+    assert manifest.counts["withheld"] > 0
+    for query in rows(manifest, directory, "valid_queries"):
+        assert set(query["history"]) == old
+        # all but what is asked for in valid and test
+        assert len(query["seen"]) == 6
+        assert set(query["seen"]) > old
+        assert query["num_events"] == len(old)

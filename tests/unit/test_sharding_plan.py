@@ -135,6 +135,17 @@ def places_of(route: Route, layout: Layout, requests: dict[str, Request]) -> dic
     return found
 
 
+def test_routes_through_more_rows_than_int32_counts() -> None:
+    """Numbers of rows of one rank fit into int32, those of all ranks do not."""
+    plans = plan_tables([TableSpec("huge", 2**32 - 2, 4)], config(placement="row_wise"), 2)
+    layout = Layout(plans, World(0, 2, 0, 1))
+    request = Request("huge", Jagged.from_lists([[1, 2**32 - 3], [2**32 - 4]]), "sum")
+    route = layout.route({"x": request}, torch.device("cpu"))
+    assert route.counts == [[1, 2]]
+    assert route.rows[0].tolist() == [2**31 - 2, 0, 2**31 - 2]
+    assert layout.id_dtype == torch.int32
+
+
 @settings(deadline=None)
 @given(st.integers(1, 4), st.data())
 def test_a_route_asks_each_distinct_row_once_of_its_owner(world_size: int, data: Any) -> None:

@@ -36,6 +36,8 @@ def environment(**extra: str) -> dict[str, str]:
         "PYSPARK_PYTHON": sys.executable,
         "SPARK_HOME": str(SPARK),
         "OMP_NUM_THREADS": "1",
+        # of every JVM: none lives long enough for the slow compiler to pay
+        "JAVA_TOOL_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
         "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
         **extra,
     }

@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -47,12 +48,22 @@ def launcher_of(pid: int) -> int:
     """The horovodrun above a rank: the last ancestor that runs it."""
     found = 0
     while pid > 1:
-        status = Path(f"/proc/{pid}/stat").read_text()
         words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
         if any(word.endswith("/horovodrun") for word in words):
             found = pid
-        pid = int(status.rpartition(")")[2].split()[1])
+        pid = parent_of(pid)
     return found
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def cut_network(seconds: float) -> None:
+    """Take the cable out of the second host; something that outlives this rank puts it back."""
+    link = "ip -n distrec-b link set eth0"
+    subprocess.run(f"{link} down", shell=True, check=True)
+    subprocess.Popen(f"sleep {seconds}; {link} up", shell=True, start_new_session=True)
 
 
 def stuck() -> None:
@@ -69,6 +80,9 @@ ACTIONS: dict[str, Callable[[], None]] = {
     "freeze": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "ask to stop": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "kill horovodrun": lambda: os.kill(launcher_of(os.getpid()), signal.SIGKILL),
+    "kill supervisor": lambda: os.kill(parent_of(launcher_of(os.getpid())), signal.SIGKILL),
+    "cut for 5 s": lambda: cut_network(5),
+    "cut for 60 s": lambda: cut_network(60),
     "fail": fail,
     "be stuck": stuck,
 }

@@ -22,6 +22,7 @@ from distrec.config import Config
 from distrec.errors import RankFailedError, StoppedError
 from distrec.launch import RESTART, train_locally
 from tests.faults.conftest import ROWS
+from tests.faults.processes import gone, wait_until
 from tests.faults.rank import FAULT
 from tests.parallel.harness import ROOT
 from tests.training import make_config, write_config
@@ -85,6 +86,20 @@ def faulty(monkeypatch: pytest.MonkeyPatch, directory: Path, fault: Fault, **lau
     monkeypatch.chdir(ROOT)
     sections = {**SECTIONS, "launch": {**SECTIONS["launch"], **launch}}
     return make_config(directory, sections)
+
+
+def supervised(config: Config) -> list[str]:
+    """The command of `distrec train` with ranks of tests.faults.rank."""
+    program = (
+        "import sys\n"
+        "from distrec import attempt, launch\n"
+        "from distrec.config import load_config\n"
+        "attempt.rank_command = lambda path: "
+        "[sys.executable, '-m', 'tests.faults.rank', '--config', str(path)]\n"
+        "from distrec.job import execute\n"
+        "sys.exit(execute('train', load_config(sys.argv[1]), launch.train_locally))\n"
+    )
+    return [sys.executable, "-c", program, str(write_config(config))]
 
 
 def weights(config: Config) -> dict[str, str]:
@@ -170,22 +185,36 @@ def test_a_rank_that_is_told_to_stop_takes_the_others_along(
 
 
 @pytest.mark.skipif(not ALL, reason="one of make faults")
+def test_a_supervisor_that_is_killed_takes_its_ranks_along(
+    undisturbed: tuple[dict[str, str], float, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault = Fault(1, "backward", 8, "kill supervisor")
+    config = faulty(monkeypatch, tmp_path, fault)
+    started = time.monotonic()
+    process = subprocess.Popen(supervised(config), cwd=ROOT)
+    assert process.wait(120) == -signal.SIGKILL
+    pids = [
+        json.loads((config.logs_directory / f"heartbeat-{rank}.json").read_text())["pid"]
+        for rank in (0, 1)
+    ]
+    wait_until(lambda: gone(pids), 60)
+    # told to end, they may have saved first
+    newest = checkpoint.find(config.checkpoint_directory, "newest").name
+    assert "step-00000006" <= newest < checkpoint.checkpoint_name(STEPS)
+    train_locally(config)
+    seconds = time.monotonic() - started - undisturbed[1]
+    ROWS.append((str(fault), "its ranks ended, run again", f"+{seconds:.0f} s"))
+    check(config, undisturbed)
+
+
+@pytest.mark.skipif(not ALL, reason="one of make faults")
 def test_a_job_that_is_told_to_stop_goes_on_later(
     undisturbed: tuple[dict[str, str], float, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # the frozen rank gives the signal time to be sent
     fault = Fault(1, "forward", 8, "freeze")
     config = faulty(monkeypatch, tmp_path, fault, timeout_seconds=60)
-    program = (
-        "import sys\n"
-        "from distrec import attempt, launch\n"
-        "from distrec.config import load_config\n"
-        "attempt.rank_command = lambda path: "
-        "[sys.executable, '-m', 'tests.faults.rank', '--config', str(path)]\n"
-        "from distrec.job import execute\n"
-        "sys.exit(execute('train', load_config(sys.argv[1]), launch.train_locally))\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", program, str(write_config(config))], cwd=ROOT)
+    process = subprocess.Popen(supervised(config), cwd=ROOT)
     deadline = time.monotonic() + 120
     while not (tmp_path / "done").exists():
         assert time.monotonic() < deadline

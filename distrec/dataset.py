@@ -197,6 +197,8 @@ class DatasetManifest(_Part):
     """Fitted numbers, by feature column: mean, std, min, max, missing."""
     extends: Extension | None = None
     """The previous dataset, when this one was made with prepare.extend."""
+    user_key_digest: str = ""
+    """Of the key with which users' ids are hashed (distrec.user_key); "" where they are not."""
     forgotten: tuple[Forgetting, ...] = ()
     """Each time that `distrec forget` took people out of it, in order."""
 

@@ -90,9 +90,9 @@ def export(
 def forget(config: Config, users: Path, dry_run: bool) -> dict[str, Any]:
     """Take people out of what the run keeps; no stage of a run."""
     from distrec import forget as erasure
+    from distrec.people import read_people
 
-    people = erasure.read_people(users, config.prepare.events.user)
-    return erasure.run(config, people, dry_run)
+    return erasure.run(config, read_people(users, config.prepare.events.user), dry_run)
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,7 @@ class Stage:
 def _raw_files(config: Config) -> tuple[str, ...]:
     sources = [config.prepare.events, config.prepare.items, config.prepare.users]
     paths = [path for source in sources if source is not None for path in source.paths]
+    paths += [] if config.prepare.exclude_users is None else [config.prepare.exclude_users]
     split, extend = config.prepare.split, config.prepare.extend
     # datasets and checkpoints change only as a whole: their manifests tell one from another
     manifests = [f"{extend}/manifest.json"] if extend is not None else []

@@ -259,6 +259,16 @@ class PrepareConfig(Section):
     event; those of 0 or less are in no history and no target of a ranking."""
     event_types: tuple[str, ...] = ()
     """Kinds of event that are kept; all when empty."""
+    hash_users: bool = False
+    """Replace users' ids by keyed hashes (HMAC-SHA256, 128 bits) before anything is written, and
+    leave their column out of rejected rows. The key, 16 bytes or more, is the text of the
+    environment variable DISTREC_USER_KEY; score needs it for score.users, which has raw ids, and so
+    does distrec forget."""
+    user_key_file: str | None = None
+    """File with the key, in place of the environment variable."""
+    exclude_users: str | None = None
+    """Parquet or CSV file with the user column, or a raw user a line: their events and rows are
+    dropped, rejected ones too, as if they were not in the data; counts has how many events."""
     duplicates: Literal["keep_last", "keep_first", "keep_all"] = "keep_last"
     """Of several events of one user with one item, which one to keep. Equal rows are always one."""
     user_k_core: int = Field(default=1, ge=1)
@@ -295,6 +305,11 @@ class PrepareConfig(Section):
     @model_validator(mode="after")
     def _possible(self) -> PrepareConfig:
         events, split = self.events, self.split
+        if self.user_key_file is not None and not self.hash_users:
+            raise ValueError(
+                "user_key_file is for hash_users. Received: user_key_file = "
+                f"{self.user_key_file!r}, hash_users = false. Remove it, or set hash_users"
+            )
         if self.min_rating is not None and events.rating is None:
             raise ValueError(
                 "min_rating needs events.rating. Received: min_rating = "

@@ -1,6 +1,5 @@
 """Taking people out of everything that a run has kept, in place of training it again."""
 
-from distrec.forget.people import read_people
 from distrec.forget.steps import run
 
-__all__ = ["read_people", "run"]
+__all__ = ["run"]

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from distrec import columns as c
 from distrec.dataset import DatasetManifest, FeatureSpec, FileEntry
-from distrec.forget.people import names_somebody
 from distrec.forget.rows import NO_IDS, Ids, among, flat_integers, integers, row_groups
+from distrec.people import names_somebody
 
 # as prepare's vocabulary_hash: of each pair's SHA-256 so many words of so many hexadecimal digits
 _WORDS, _DIGITS = 4, 15
@@ -70,11 +70,11 @@ class Found:
     """What of the people is in a dataset.
 
     Args:
-        people: Raw values.
+        people: Values, as the dataset has them; where it has hashes, the raw ones too.
         manifest: Of the dataset.
         ids: Vocabulary -> ids that nobody has any more, ascending: those of the people, and those
             of features that no one else has.
-        known: Raw values that are in the dataset.
+        known: Values that are in the dataset.
         strangers: People without an id.
         num_events: Train events by item index, of all that goes.
         rows: Split -> which rows go, by number.

@@ -19,12 +19,12 @@ from distrec.dataset import MANIFEST, read_manifest
 from distrec.errors import DataError
 from distrec.files import commit, fsync, replace_text, sha256, staging
 from distrec.forget.found import Found
-from distrec.forget.people import names_somebody
 from distrec.forget.rows import NO_IDS, Ids, among, change_file, describe, integers, without
 from distrec.job import JOBS_LOG
 from distrec.metrics.query_ranks import QueriesHash
 from distrec.model.towers import USER_TABLE
 from distrec.model.unified import USER_BIAS_TABLE
+from distrec.people import names_somebody
 from distrec.reader import read_queries
 from distrec.world import World
 

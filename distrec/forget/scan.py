@@ -28,8 +28,8 @@ from distrec.forget.checkpoints import (
     places_in_shard,
 )
 from distrec.forget.outputs import exported_tables, named_in_log, vocabulary
-from distrec.forget.people import names_somebody
 from distrec.forget.rows import NO_IDS, Ids, among, integers, row_groups
+from distrec.people import names_somebody
 
 _SAMPLE = re.compile(r'<script type="application/json" id="sample-data">(.*?)</script>', re.S)
 _PART = re.compile(r"part-\d+\.parquet")

@@ -27,6 +27,7 @@ from distrec.forget.checkpoints import Change, Changes, belongs, replace_checkpo
 from distrec.forget.dataset import extended_after_forgetting, write_rest
 from distrec.forget.found import Found, find
 from distrec.forget.scan import remains
+from distrec.user_key import hashed, key_of_dataset
 
 logger = logging.getLogger("distrec.forget")
 
@@ -39,24 +40,28 @@ def run(config: Config, people: frozenset[str], dry_run: bool = False) -> dict[s
 
     Args:
         config: Of the run.
-        people: Raw user values, as they stand in the events.
+        people: Raw user values, as they stand in the events; hashed here where the dataset's are.
         dry_run: Change nothing, and say what would be.
 
     Returns:
         Counts, without a name.
 
     Raises:
-        ConfigError: Ranks are running.
+        ConfigError: Ranks are running, or the key of users is not there or another one.
         DataError: The dataset is damaged, nothing would be left of it, or the scan found something.
         CheckpointError: A checkpoint cannot be read.
     """
     if not dry_run:
         _recover(config)
     manifest = read_manifest(config.dataset_directory)
-    found = find(config.dataset_directory, manifest, people)
+    key = key_of_dataset(manifest.user_key_digest, config.prepare)
+    names = people if key is None else people.union(hashed(one, key) for one in people)
+    found = find(config.dataset_directory, manifest, names)
     changes = _changes(found)
     _check_checkpoints(config, changes)
-    return _told(config, found, changes) if dry_run else _forget(config, found, changes)
+    summary = {"people": len(people), "unknown": len(people) - len(found.known)}
+    done = _told(config, found, changes) if dry_run else _forget(config, found, changes)
+    return {**summary, **done}
 
 
 def _runs(config: Config) -> Iterator[Path]:
@@ -135,7 +140,6 @@ def _told(config: Config, found: Found, changes: Changes) -> dict[str, Any]:
     stays = [path for path in _checkpoints(config) if _all_belong(path, changes)]
     counts = {name: len(rows) for name, rows in sorted(found.rows.items()) if len(rows)}
     return {
-        **_people(found),
         "dry_run": True,
         "dataset": counts,
         "ids": {name: len(change.ids) for name, change in sorted(changes.items())},
@@ -148,10 +152,6 @@ def _told(config: Config, found: Found, changes: Changes) -> dict[str, Any]:
 
 def _scores(config: Config) -> list[Path]:
     return [directory / config.scores_directory.name for directory in _runs(config)]
-
-
-def _people(found: Found) -> dict[str, int]:
-    return {"people": len(found.people), "unknown": len(found.people - found.known)}
 
 
 def _forget(config: Config, found: Found, changes: Changes) -> dict[str, Any]:
@@ -172,7 +172,6 @@ def _forget(config: Config, found: Found, changes: Changes) -> dict[str, Any]:
             elif checkpoint.committed(path) and any(len(one.ids) for one in changes.values()):
                 rows += replace_checkpoints(path, changes)
         summary: dict[str, Any] = {
-            **_people(found),
             "dataset": found.num_rows,
             "checkpoint_rows": rows,
             "deleted": deleted,

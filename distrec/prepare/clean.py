@@ -31,6 +31,7 @@ class Audit:
     num_rejected: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
     rejected: list[DataFrame] = field(default_factory=list)
+    num_excluded: dict[str, int] = field(default_factory=dict)
 
     def split_off(self, checked: DataFrame, source: str) -> DataFrame:
         """Keep the rejected rows here; the others come back without the columns about rejecting.

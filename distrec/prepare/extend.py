@@ -14,6 +14,7 @@ from distrec.dataset import MAX_ANCESTORS, DatasetManifest, Extension, FileEntry
 from distrec.errors import ConfigError, DataError
 from distrec.files import sha256, uri
 from distrec.untrusted import plain_size
+from distrec.user_key import check_same_key
 
 SECONDS_PER_DAY = 86_400
 
@@ -109,11 +110,15 @@ class Continuation:
         return spark.read.schema(schema).parquet(*paths)
 
 
-def open_previous(config: Config) -> Continuation:
+def open_previous(config: Config, user_key: bytes | None = None) -> Continuation:
     """Read the manifest of the dataset that is extended, if one is.
 
+    Args:
+        config: Of the run.
+        user_key: With which users are hashed; None: they are not.
+
     Raises:
-        ConfigError: It is this run's own, or a feature means something else now.
+        ConfigError: It is this run's own, or a feature or the key of users is another one now.
         DataError: There is none.
     """
     extend = config.prepare.extend
@@ -126,6 +131,7 @@ def open_previous(config: Config) -> Continuation:
             f"{extend}. Set output or name so that the new dataset lies elsewhere."
         )
     previous = read_manifest(directory)
+    check_same_key(user_key, previous.user_key_digest)
     _check_features(config, previous, directory)
     _check_files(previous, directory)
     return Continuation(directory, previous)

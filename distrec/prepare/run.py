@@ -17,6 +17,7 @@ from distrec.dataset import DatasetManifest
 from distrec.errors import DataError
 from distrec.files import commit, staging
 from distrec.prepare.clean import events_that_count
+from distrec.prepare.door import Door, door_of
 from distrec.prepare.entities import Entities, find_items, find_users
 from distrec.prepare.examples import Examples
 from distrec.prepare.extend import SECONDS_PER_DAY, Continuation, open_previous
@@ -29,6 +30,7 @@ from distrec.prepare.sources import Sources, read_sources
 from distrec.prepare.split import BY_TIME, KNOWN, WITHHELD, require_rows, split_events
 from distrec.prepare.validate import feature_columns
 from distrec.prepare.workspace import Workspace, concurrently, stage
+from distrec.user_key import key_digest
 
 logger = logging.getLogger("distrec.prepare")
 
@@ -60,10 +62,11 @@ def run(spark: SparkSession, config: Config) -> DatasetManifest:
         DataError: Raw data is missing, damaged, breaks its contract, or nothing is left of it.
     """
     target = config.dataset_directory
-    continuation = open_previous(config)
+    door = door_of(config.prepare)
+    continuation = open_previous(config, door.key)
     with _settings(spark), translated("the dataset"), staging(target) as root:
         workspace = Workspace(spark, root)
-        manifest = _prepare(config, workspace, continuation)
+        manifest = _prepare(config, workspace, door, continuation)
         with stage("commit"):
             workspace.drop_work()
             write_manifest(manifest, root)
@@ -88,10 +91,12 @@ def _settings(spark: SparkSession) -> Iterator[None]:
                 spark.conf.set(key, old)
 
 
-def _prepare(config: Config, workspace: Workspace, continuation: Continuation) -> DatasetManifest:
+def _prepare(
+    config: Config, workspace: Workspace, door: Door, continuation: Continuation
+) -> DatasetManifest:
     """Everything but the move into place."""
     with stage("read and validate"):
-        sources = read_sources(config.prepare, workspace)
+        sources = read_sources(config.prepare, door, workspace)
     with stage("filter and split"):
         kept, counts = _filter(sources, config, workspace)
         events, times, labels = _split(kept, counts, config, workspace)
@@ -112,7 +117,8 @@ def _prepare(config: Config, workspace: Workspace, continuation: Continuation) -
         )  # fmt: skip
         output.write()
     with stage("checksums"):
-        return output.manifest()
+        manifest = output.manifest()
+        return manifest.model_copy(update={"user_key_digest": key_digest(door.key)})
 
 
 def _filter(sources: Sources, config: Config, workspace: Workspace) -> tuple[DataFrame, Counts]:
@@ -120,7 +126,8 @@ def _filter(sources: Sources, config: Config, workspace: Workspace) -> tuple[Dat
     prepare, audit = config.prepare, sources.audit
     read, rejected = audit.num_read["events"], audit.num_rejected["events"]
     kept, filtered = events_that_count(sources.events, read - rejected, prepare, workspace)
-    counts = {"read": read, "rejected": rejected, **filtered}
+    excluded = {"excluded": audit.num_excluded["events"]} if audit.num_excluded else {}
+    counts = {**excluded, "read": read, "rejected": rejected, **filtered}
     num_kept = read - rejected - sum(filtered.values())
     _require_events(num_kept, counts)
     counts["k_core"] = 0

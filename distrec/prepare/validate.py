@@ -31,6 +31,7 @@ _NOT_A_NUMBER = r"^\s*[nN][aA][nN]\s*$"
 _LONGEST_ID = 1000
 _REPLACEMENT = "�"
 _BROKEN_RULE = "__broken_rule"
+HIDDEN = "(hidden: prepare.hash_users)"
 
 
 def raw_column(side: str, name: str) -> str:
@@ -163,12 +164,20 @@ class Checks:
         self.reject(~readable, f"column {column!r} is not a list of numbers")
         return vector
 
-    def finish(self, typed: dict[str, Column]) -> DataFrame:
-        """The typed columns, PLACE, and for rejected rows why and what."""
-        raw = [_quoted(name) for name in self.frame.columns if name not in (CORRUPT, PLACE)]
+    def finish(self, typed: dict[str, Column], hidden: str | None = None) -> DataFrame:
+        """The typed columns, PLACE, and for rejected rows why and what.
+
+        Args:
+            typed: Column -> value.
+            hidden: Column of the source that is shown of no rejected row.
+        """
+        left_out = (CORRUPT, PLACE, hidden)
+        raw = [_quoted(name) for name in self.frame.columns if name not in left_out]
+        # a line that is no row may have anything anywhere
+        line = F.col(CORRUPT) if hidden is None else F.lit(HIDDEN)
         whole = F.when(
-            F.col(CORRUPT).isNotNull(), F.to_json(F.struct(F.col(CORRUPT).alias("line")))
-        ).otherwise(F.to_json(F.struct(*raw)))
+            F.col(CORRUPT).isNotNull(), F.to_json(F.struct(line.alias("line")))
+        ).otherwise(F.to_json(F.struct(*raw)) if raw else F.lit("{}"))
         # under a name that no source has: a column "reason" may be a feature
         checked = self.frame.withColumn(_BROKEN_RULE, self.reason)
         return checked.select(
@@ -190,9 +199,20 @@ def _require_id(checks: Checks, column: str) -> Column:
 
 
 def typed_events(
-    frame: DataFrame, source: EventsConfig, latest: int, rating_required: bool
+    frame: DataFrame,
+    source: EventsConfig,
+    latest: int,
+    rating_required: bool,
+    hidden: str | None = None,
 ) -> DataFrame:
     """Events with their types.
+
+    Args:
+        frame: As read_source gives it.
+        source: Its configuration.
+        latest: Unix seconds; what is later is rejected.
+        rating_required: Whether a row without a rating is rejected.
+        hidden: Column that is shown of no rejected row.
 
     Returns:
         user_id, item_id string; time long (0 without a time column); rating, label, weight double
@@ -226,11 +246,19 @@ def typed_events(
         checks.reject(~allowed, f"column {source.split!r} is not train, valid or test")
     for feature in source.context:
         typed[raw_column("context", feature.feature_name)] = checks.feature(feature)
-    return checks.finish(typed)
+    return checks.finish(typed, hidden)
 
 
-def typed_table(frame: DataFrame, source: TableConfig, side: str) -> DataFrame:
+def typed_table(
+    frame: DataFrame, source: TableConfig, side: str, hidden: str | None = None
+) -> DataFrame:
     """A catalogue with its types.
+
+    Args:
+        frame: As read_source gives it.
+        source: Its configuration.
+        side: item or user.
+        hidden: Column that is shown of no rejected row.
 
     Returns:
         id string, title string (empty where there is none), one raw column a feature; PLACE,
@@ -242,7 +270,7 @@ def typed_table(frame: DataFrame, source: TableConfig, side: str) -> DataFrame:
         typed[c.TITLE] = F.coalesce(checks.text(source.title), F.lit(""))
     for feature in source.features:
         typed[raw_column(side, feature.feature_name)] = checks.feature(feature)
-    return checks.finish(typed)
+    return checks.finish(typed, hidden)
 
 
 def check_time_format(spark: SparkSession, time_format: str) -> None:

@@ -25,6 +25,7 @@ from distrec.scoring.model import ScoringModel, check_same_data, open_model
 from distrec.scoring.partition import ScoreTask
 from distrec.scoring.users import KEY, ListedUsers, Users, user_columns
 from distrec.scoring.write import ScoreManifest, num_partitions, write_scores
+from distrec.user_key import key_of_dataset
 
 logger = logging.getLogger("distrec.score")
 
@@ -69,8 +70,9 @@ class _Scoring:
         layout = query_layout(dataset.features, targets=False)
         open_split(self.directory, dataset, c.USERS, layout)
         # now, so that a wrong path or column is told before the catalogue is encoded
-        self.listed = self.blocked = None
+        self.listed = self.blocked = self.key = None
         if self.score.users is not None:
+            self.key = key_of_dataset(dataset.user_key_digest, config.prepare)
             self.listed = open_list(spark, self.score.users, KEY, c.USER_ID)
         if self.score.block_list is not None:
             self.blocked = open_list(spark, self.score.block_list, "score.block_list", c.ITEM_ID)
@@ -126,7 +128,9 @@ class _Scoring:
         if self.listed is None or self.score.users is None:
             frame = known.select(*user_columns(self.dataset))
             return Users(frame, self.dataset.splits[c.USERS].num_rows)
-        maker = ListedUsers(self.spark, self.directory, self.dataset, known, self.items, work)
+        maker = ListedUsers(
+            self.spark, self.directory, self.dataset, known, self.items, work, self.key
+        )
         return maker.users(self.listed, self.score.users)
 
     def _task(self, export: Path, blocked: Path | None) -> ScoreTask:

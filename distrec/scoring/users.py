@@ -20,6 +20,7 @@ from distrec.config import FeatureConfig, PrepareConfig
 from distrec.dataset import DatasetManifest, FeatureSpec
 from distrec.errors import DataError
 from distrec.files import uri
+from distrec.prepare.door import hashed_column
 from distrec.prepare.features import FittedFeature, encode
 from distrec.prepare.histories import last
 from distrec.prepare.read import PLACE
@@ -74,6 +75,7 @@ class ListedUsers:
         known: Its users/.
         items: item_id and item_index of its catalogue.
         work: Directory for intermediate tables.
+        key: With which the dataset's users are hashed; None: they are not.
     """
 
     spark: SparkSession
@@ -82,6 +84,7 @@ class ListedUsers:
     known: DataFrame
     items: DataFrame
     work: Path
+    key: bytes | None = None
 
     def users(self, checks: Checks, path: str) -> Users:
         """One row for each distinct user_id of the list.
@@ -174,7 +177,10 @@ class ListedUsers:
             typed[spec.column] = F.coalesce(value, _default(spec))
         for column, config in raw.items():
             typed[f"raw_{column}"] = checks.feature(config)
-        rows = accepted(self.spark, checks.finish(typed), path, KEY, self.work)
+        checked = checks.finish(typed, None if self.key is None else c.USER_ID)
+        if self.key is not None:
+            checked = checked.withColumn(c.USER_ID, hashed_column(F.col(c.USER_ID), self.key))
+        rows = accepted(self.spark, checked, path, KEY, self.work)
         first = rows.groupBy(c.USER_ID).agg(
             F.min_by(F.struct(*(name for name in typed if name != c.USER_ID)), PLACE).alias("row")
         )

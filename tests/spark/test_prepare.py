@@ -16,6 +16,7 @@ from pyspark.sql import SparkSession
 from distrec import prepare
 from distrec.config import Config, parse_config
 from distrec.dataset import DatasetManifest, read_manifest
+from distrec.user_key import ENVIRONMENT, hashed, key_digest
 
 # user, item, time, stars, kind, device, weight. Sorted by user and time the first three users have:
 # u1 a10 b20 c20 d30 e40; u2 b11 a12 c13 x14; u3 a5 b6. Leave-one-out: test e, x; valid d, c.
@@ -334,9 +335,13 @@ def test_given_split_with_labels_and_without_times(spark: SparkSession, tmp_path
     assert len(rows(manifest, directory, "test")) == 3
 
 
-def test_ratings_as_labels(spark: SparkSession, tmp_path: Path) -> None:
-    """The scale is that of train; a row without a rating is rejected."""
-    lines = {"train": ["1,a,3", "1,b,4.5", "2,a,1", "2,c,"], "test": ["1,c,5", "2,b,0.5"]}
+def test_ratings_as_labels_of_hashed_users(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scale is that of train; a row without a rating is rejected, and one is excluded."""
+    monkeypatch.setenv(ENVIRONMENT, "a key of twenty bytes")
+    lines = {"train": ["1,a,3", "1,b,4.5", "2,a,1", "2,c,", "3,a,9"], "test": ["1,c,5", "2,b,0.5"]}
+    (tmp_path / "gone.txt").write_text("3\n")
     for name, events in lines.items():
         (tmp_path / f"{name}.csv").write_text("\n".join(["u,i,stars", *events]) + "\n")
     events = {
@@ -344,6 +349,7 @@ def test_ratings_as_labels(spark: SparkSession, tmp_path: Path) -> None:
     }  # fmt: skip
     split = {"method": "given", "test_paths": [str(tmp_path / "test.csv")]}
     section = {"events": events, "split": split, "predict_ratings": True, "max_reject_share": 0.5}
+    section |= {"hash_users": True, "exclude_users": str(tmp_path / "gone.txt")}
     config = config_of(tmp_path / "run", prepare=section)
     manifest = prepare.run(spark, config)
     assert manifest.rating_scale == (1.0, 4.5)
@@ -356,6 +362,11 @@ def test_ratings_as_labels(spark: SparkSession, tmp_path: Path) -> None:
     }
     assert sorted(train.values()) == [1.0, 3.0, 4.5]
     assert sorted(row["label"] for row in rows(manifest, directory, "test")) == [0.5, 5.0]
+    key = b"a key of twenty bytes"
+    users = {row["user_id"] for row in rows(manifest, directory, "users")}
+    assert users == {hashed("1", key), hashed("2", key)}
+    assert (manifest.user_key_digest, manifest.counts["excluded"]) == (key_digest(key), 1)
+    assert key.decode() not in (directory / "manifest.json").read_text()
 
 
 def test_a_new_item_is_seen_and_in_no_history(spark: SparkSession, tmp_path: Path) -> None:

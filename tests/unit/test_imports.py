@@ -8,7 +8,19 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "distrec"
-BASE = {"errors", "config", "columns", "world", "batch", "dataset", "files", "pulse", "untrusted"}
+BASE = {
+    "errors",
+    "config",
+    "columns",
+    "world",
+    "batch",
+    "dataset",
+    "files",
+    "people",
+    "pulse",
+    "untrusted",
+    "user_key",
+}
 # package -> packages of distrec that it may import, besides BASE and itself
 ALLOWED = {
     "prepare": {"spark"},

@@ -118,6 +118,14 @@ def test_a_failed_stage_ends_the_run_and_is_tried_again(
     assert run() == ALL[1:]
 
 
+def test_another_list_of_excluded_users_is_prepared(directory: Path) -> None:
+    key = "prepare.exclude_users=gone.txt"
+    Path("gone.txt").write_text("1\n")
+    assert (run(key), run(key)) == (ALL, [])
+    Path("gone.txt").write_text("1\n2\n")
+    assert run(key) == ["prepare"]
+
+
 def test_the_resolved_configuration_lies_in_the_run(directory: Path) -> None:
     run("train.max_epochs=3")
     resolved = load_config("runs/x/config.toml")

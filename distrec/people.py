@@ -39,12 +39,12 @@ def read_people(path: Path, column: str) -> frozenset[str]:
             values = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(
-            f"--users names a file with a value a line, or Parquet or CSV. Received: {path}: "
+            f"a list of users is a file with a value a line, or Parquet or CSV. Received: {path}: "
             f"{error}. Check the path and the file."
         ) from error
     people = frozenset(value for value in values if value.strip())
     if not people:
-        raise DataError(f"--users names at least one user. Received: {path}, which has none.")
+        raise DataError(f"a list of users names at least one. Received: {path}, which has none.")
     return people
 
 
@@ -57,8 +57,8 @@ def _chosen(names: list[str], path: Path, column: str) -> str:
         if name in names:
             return name
     raise DataError(
-        f"--users has a column {c.USER_ID!r} or {column!r}. Received: {path} with the columns "
-        f"{names}. Rename its column."
+        f"a list of users has a column {c.USER_ID!r} or {column!r}. Received: {path} with the "
+        f"columns {names}. Rename its column."
     )
 
 

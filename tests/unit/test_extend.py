@@ -84,7 +84,7 @@ def test_a_vocabulary_file_that_is_gone(old: Config, tmp_path: Path) -> None:
     write_dataset(tmp_path / "copy", num_users=4, num_items=4)
     gone = tmp_path / "copy" / "vocab" / "item_id" / "part-00000.parquet"
     gone.unlink()
-    with pytest.raises(DataError, match=f"is whole. Received: no {gone}"):
+    with pytest.raises(DataError, match=f"is there. Received: no file {gone}"):
         open_previous(config)
 
 

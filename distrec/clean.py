@@ -12,8 +12,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from distrec.config.store_url import checked_url
 from distrec.errors import ConfigError
 from distrec.status import read_status
+from distrec.store import OUTPUTS, Store
 
 _DIGITS = "[0-9a-f]{12}"
 # as distrec.files and distrec.checkpoint.save name them
@@ -79,3 +81,20 @@ def remove(leftover: Leftover) -> None:
         shutil.rmtree(leftover.path)
     else:
         leftover.path.unlink()
+
+
+def stored_leftovers(url: str, min_age_seconds: float) -> list[tuple[Store, str]]:
+    """Folders below a run in a store that no pointer names, not written to for so long.
+
+    Args:
+        url: Of the run: <store>/<name>.
+        min_age_seconds: More than the longest upload of one file takes.
+
+    Raises:
+        ConfigError: This is no address of a store, or it may not be read.
+    """
+    try:
+        stores = [Store(checked_url(url), output) for output in OUTPUTS]
+    except ValueError as error:
+        raise ConfigError(f"{error}.") from None
+    return [(store, folder) for store in stores for folder in store.leftovers(min_age_seconds)]

@@ -388,7 +388,12 @@ def status(
 @app.command()
 def clean(
     run_directory: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Directory of a run.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="Directory of a run, or its address in a store: <store>/<name>.",
+            show_default=False,
+        ),
     ],
     older_than: Annotated[
         float, typer.Option(min=0, help="Minutes since anything of it was written.")
@@ -396,9 +401,15 @@ def clean(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what there is.")] = False,
 ) -> None:
     """Delete what killed jobs of a run left half-made; for when no job of the run is running."""
-    from distrec.clean import find_leftovers, remove
+    from distrec.clean import find_leftovers, remove, stored_leftovers
 
-    for leftover in find_leftovers(run_directory, 60 * older_than):
+    if "://" in run_directory:
+        for store, folder in stored_leftovers(run_directory, 60 * older_than):
+            if not dry_run:
+                store.drop(folder)
+            typer.echo(f"{store.address}/{folder}: {'left-over' if dry_run else 'deleted'}")
+        return
+    for leftover in find_leftovers(Path(run_directory), 60 * older_than):
         if not dry_run:
             remove(leftover)
         fate = "deleted" if leftover.original is None else f"back as {leftover.original.name}"

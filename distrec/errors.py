@@ -75,6 +75,13 @@ class RankFailedError(DistrecError):
         self.rank = rank
 
 
+class StoreError(DistrecError):
+    """The store of published outputs cannot be reached."""
+
+    exit_code = 6
+    may_pass = True
+
+
 class StoppedError(DistrecError):
     """The job was told to stop, and goes on from its checkpoint when it is run again."""
 

@@ -16,13 +16,15 @@ from typing import Any
 
 from distrec.config import Config, load_config
 from distrec.errors import DistrecError
+from distrec.store import check_store
 
 JOBS_LOG = "jobs.jsonl"
 
 EXIT_CODES = """\
 exit codes: 0 done; 1 unexpected error; 2 configuration or arguments; 3 data; 4 checkpoint;
-5 training (loss not finite, ranks disagree); 6 launch (a rank or Spark died: may succeed next
-time); 7 training was stopped by SIGTERM (goes on next time); 130 interrupted (Ctrl-C)
+5 training (loss not finite, ranks disagree); 6 launch (a rank or Spark died, the store is out of
+reach: may succeed next time); 7 training was stopped by SIGTERM (goes on next time); 130
+interrupted (Ctrl-C)
 """
 _INTERRUPTED = 130
 _interrupt = threading.Event()
@@ -88,6 +90,7 @@ def execute(
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     try:
+        check_store(config, name)
         entry |= {"exit_code": 0, "summary": dict(function(config))}
     except (Exception, KeyboardInterrupt) as error:
         entry |= _told(name, error)

@@ -1,8 +1,8 @@
 """The stages of a run in order, each done again only when what it depends on has changed.
 
 A stage is up to date when three things are as they were when it last ended: its sections of the
-configuration, the outputs of the stages before it, and its own output on disk. ``stages.json`` in
-the run directory remembers them.
+configuration, the outputs of the stages before it, and its own output, on disk and published.
+``stages.json`` in the run directory remembers them.
 """
 
 from __future__ import annotations
@@ -19,8 +19,17 @@ from typing import Any
 
 from distrec import __version__
 from distrec.config import Config, dump_config, section_hash
+from distrec.errors import ConfigError
 from distrec.files import replace_text
 from distrec.job import execute
+from distrec.store import (
+    CHECKPOINTS,
+    DATASET,
+    SCORES,
+    fetch_dataset,
+    publish,
+    published_manifests,
+)
 
 STATE = "stages.json"
 logger = logging.getLogger("distrec.pipeline")
@@ -35,6 +44,7 @@ def prepare(config: Config) -> dict[str, Any]:
     from distrec.spark import session
 
     manifest = preparation.run(session(config, "prepare"), config)
+    publish(config, DATASET, config.dataset_directory, manifest.all_files())
     return {"dataset": str(config.dataset_directory), "counts": manifest.counts}
 
 
@@ -47,17 +57,23 @@ def train(config: Config) -> dict[str, Any]:
 
 def evaluate(config: Config) -> dict[str, Any]:
     """Checkpoint to metrics.json."""
+    from distrec import checkpoint
     from distrec import evaluate as evaluation
 
+    fetch_dataset(config)
+    checkpoint.fetch_one(config, config.score.checkpoint)
     return evaluation.run(config)
 
 
 def score(config: Config) -> dict[str, Any]:
     """Checkpoint to scored Parquet."""
-    from distrec import scoring
+    from distrec import checkpoint, scoring
     from distrec.spark import session
 
+    fetch_dataset(config)
+    checkpoint.fetch_one(config, config.score.checkpoint)
     manifest = scoring.run(session(config, "score"), config)
+    publish(config, SCORES, config.scores_directory, manifest.files)
     return {
         "scores": str(config.scores_directory),
         "num_users": manifest.num_users,
@@ -81,6 +97,8 @@ def export(
     from distrec.checkpoint.export import export_table
     from distrec.dataset import read_manifest
 
+    fetch_dataset(config)
+    checkpoint.fetch_one(config, config.score.checkpoint)
     path = checkpoint.find(config.checkpoint_directory, config.score.checkpoint)
     directory = config.dataset_directory
     num_rows = export_table(path, table, output, directory, read_manifest(directory), start, stop)
@@ -88,10 +106,20 @@ def export(
 
 
 def forget(config: Config, users: Path, dry_run: bool) -> dict[str, Any]:
-    """Take people out of what the run keeps; no stage of a run."""
+    """Take people out of what the run keeps; no stage of a run.
+
+    Raises:
+        ConfigError: The run has a store, from which the next job would bring them back.
+    """
     from distrec import forget as erasure
     from distrec.people import read_people
 
+    if config.store:
+        raise ConfigError(
+            "forget takes people out of a run's directory, not out of a store. Received: a run "
+            "with a store. Take them out of the raw data, prepare, train and score again under "
+            "another name, and delete what is published under this one."
+        )
     return erasure.run(config, read_people(users, config.prepare.events.user), dry_run)
 
 
@@ -106,6 +134,7 @@ class Stage:
         inputs: Names of the stages whose output it reads.
         output: File whose bytes tell one output from another.
         files: Raw files it reads, as paths or patterns.
+        published: Which output of the run's store it makes, if any.
     """
 
     name: str
@@ -114,6 +143,7 @@ class Stage:
     inputs: tuple[str, ...]
     output: Callable[[Config], Path]
     files: Callable[[Config], tuple[str | None, ...]] = lambda config: ()
+    published: str | None = None
 
 
 def _raw_files(config: Config) -> tuple[str, ...]:
@@ -139,6 +169,7 @@ STAGES = (
         (),
         lambda config: config.dataset_directory / "manifest.json",
         _raw_files,
+        DATASET,
     ),
     Stage(
         "train",
@@ -147,6 +178,7 @@ STAGES = (
         ("prepare",),
         lambda config: config.checkpoint_directory / "best.json",
         _older_weights,
+        CHECKPOINTS,
     ),
     Stage(
         "evaluate",
@@ -162,6 +194,7 @@ STAGES = (
         ("prepare", "train"),
         lambda config: config.scores_directory / "manifest.json",
         lambda config: (config.score.users, config.score.block_list),
+        SCORES,
     ),
     Stage(
         "report",
@@ -173,8 +206,16 @@ STAGES = (
 )
 
 
-def _file_hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+def _output_hash(stage: Stage, config: Config) -> str:
+    """Of what a stage has made, and of what is published of it; empty: it has made nothing."""
+    path = stage.output(config)
+    if not path.is_file():
+        return ""
+    digest = hashlib.sha256(path.read_bytes())
+    if config.store and stage.published is not None:
+        published = published_manifests(config, stage.published)
+        digest.update(json.dumps(published, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def _fingerprints(patterns: tuple[str | None, ...]) -> list[tuple[str, int, int]]:
@@ -208,7 +249,7 @@ def stage_key(stage: Stage, config: Config, outputs: Mapping[str, str]) -> str:
 def up_to_date(config: Config) -> list[str]:
     """Names of the stages that would not be run."""
     state = _read_state(config)
-    outputs = {stage.name: _file_hash(stage.output(config)) for stage in STAGES}
+    outputs = {stage.name: _output_hash(stage, config) for stage in STAGES}
     return [
         stage.name
         for stage in STAGES
@@ -221,7 +262,7 @@ def up_to_date(config: Config) -> list[str]:
 def mark_up_to_date(config: Config, names: Sequence[str]) -> None:
     """Take the outputs of stages, which were changed in place, for what the stages make."""
     state = _read_state(config)
-    outputs = {stage.name: _file_hash(stage.output(config)) for stage in STAGES}
+    outputs = {stage.name: _output_hash(stage, config) for stage in STAGES}
     for stage in STAGES:
         if stage.name in names:
             entry = {"key": stage_key(stage, config, outputs), "output": outputs[stage.name]}
@@ -266,7 +307,7 @@ def run_stages(
     outputs: dict[str, str] = {}
     done: list[str] = []
     for stage in STAGES:
-        output = _file_hash(stage.output(config))
+        output = _output_hash(stage, config)
         if only is not None and stage.name not in only:
             outputs[stage.name] = output
             continue
@@ -284,7 +325,7 @@ def run_stages(
         if code:
             return code, done
         done.append(stage.name)
-        outputs[stage.name] = _file_hash(stage.output(config))
+        outputs[stage.name] = _output_hash(stage, config)
         state[stage.name] = {
             "key": key,
             "output": outputs[stage.name],

@@ -33,12 +33,12 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
 
 
 def derived(config: Config, directory: Path, changes: Mapping[str, Any]) -> Config:
-    """The configuration of a run below that of `config`, named after its directory.
+    """The configuration of a run below that of `config`, named after its directory, not published.
 
     Raises:
         ConfigError: A change is not possible.
     """
-    own = {"output": str(directory), "name": f"{config.name}-{directory.name}"}
+    own = {"output": str(directory), "name": f"{config.name}-{directory.name}", "store": ""}
     return changed(config, {**own, **changes})
 
 

@@ -1,4 +1,4 @@
-"""How the tests are shared out when `make test` runs them on several processes (pytest-xdist)."""
+"""What all tests may use, and how several processes share them out (pytest-xdist)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from tests.disks import disk
+from tests.object_store import object_store
 
-__all__ = ["disk"]
+__all__ = ["disk", "object_store"]
 
 # one session of Spark serves all of these
 _SPARK = "tests/spark/"

@@ -12,6 +12,12 @@ from distrec.checkpoint.find import (
 )
 from distrec.checkpoint.load import load_tables
 from distrec.checkpoint.manifest import CheckpointManifest, read_checkpoint_manifest
+from distrec.checkpoint.published import (
+    fetch_all,
+    fetch_one,
+    newest_published,
+    publish_checkpoints,
+)
 from distrec.checkpoint.save import Identity, Parts, Position, save
 from distrec.checkpoint.series import Series
 from distrec.checkpoint.tables import MappedTables, read_rows
@@ -33,6 +39,8 @@ __all__ = [
     "Series",
     "checkpoint_name",
     "committed",
+    "fetch_all",
+    "fetch_one",
     "find",
     "load_dense",
     "load_dense_where_it_fits",
@@ -40,8 +48,10 @@ __all__ = [
     "load_old_rows",
     "load_tables",
     "mark_best",
+    "newest_published",
     "old_rows",
     "prune",
+    "publish_checkpoints",
     "read_best",
     "read_checkpoint_manifest",
     "read_rows",

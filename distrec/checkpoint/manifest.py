@@ -274,13 +274,18 @@ def read_checkpoint_manifest(path: str | Path) -> CheckpointManifest:
             f"a checkpoint has a {MANIFEST}, written last. Received: {directory}, which has none. "
             "What has none is the rest of a save that failed: use another checkpoint."
         )
-    manifest = _parse(file)
+    manifest = parse_manifest(file)
     for name, entry in files_of(manifest):
         _check_file(directory, name, entry)
     return manifest
 
 
-def _parse(file: Path) -> CheckpointManifest:
+def parse_manifest(file: Path) -> CheckpointManifest:
+    """Read a manifest by itself, without a look at the files that it names.
+
+    Raises:
+        CheckpointError: It is damaged or of another format.
+    """
     text = read_manifest_text(file, CheckpointError)
     try:
         document = json.loads(text)

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from distrec import columns
 from distrec.config.section import Section
+from distrec.config.store_url import refuse_passwords
 
 SourcePath = Annotated[str, Field(pattern=r"^[^\x00]+$")]
 
@@ -374,6 +375,7 @@ class PrepareConfig(Section):
                 f'events.split is for split.method = "given". Received: events.split = '
                 f"{events.split!r} with method = {split.method!r}. Remove it, or change method"
             )
+        refuse_passwords(self.model_dump_json())
         for side, features in self.features_by_side():
             # Spark does not tell capitals from small letters
             names = [feature.feature_name.lower() for feature in features]

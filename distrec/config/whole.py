@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from distrec.config.data import PrepareConfig
 from distrec.config.section import Section
@@ -18,6 +18,7 @@ from distrec.config.serving import (
     ScoreConfig,
     SparkConfig,
 )
+from distrec.config.store_url import checked_url
 from distrec.config.training import (
     LossConfig,
     ModelConfig,
@@ -36,6 +37,11 @@ class Config(Section):
     output: str = ""
     """Directory of everything the run writes; runs/<name> when empty. This and every other relative
     path starts at the directory in which the command is run."""
+    store: str = ""
+    """Where dataset, checkpoints and scores are published, in <store>/<name>:
+    "s3://bucket/path" (for other S3-like stores with ?endpoint_override=host:port&scheme=http, and
+    region=...), "hdfs://host:port/path" or "file:///path". What is published then counts: a job
+    fetches it into `output` before it starts. Credentials come from the environment alone."""
     data: Literal["", "movielens-100k"] = ""
     """Public data set that `distrec run` fetches first, into data/<name>."""
     seed: int = Field(default=1, ge=0)
@@ -64,6 +70,11 @@ class Config(Section):
     """Where the ranks run."""
     spark: SparkConfig = SparkConfig()
     """Where Spark runs."""
+
+    @field_validator("store")
+    @classmethod
+    def _store(cls, value: str) -> str:
+        return checked_url(value) if value else value
 
     @property
     def directory(self) -> Path:

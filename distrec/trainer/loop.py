@@ -16,6 +16,7 @@ from distrec.checkpoint.together import together
 from distrec.config import Config
 from distrec.errors import DataError, StoppedError
 from distrec.sharding.collectives import Collectives
+from distrec.store import fetch_dataset
 from distrec.trainer import setup
 from distrec.trainer.early_stopping import EarlyStopping
 from distrec.trainer.progress import Progress
@@ -89,6 +90,8 @@ def train(
             raises and the others fail in the next collective.
     """
     world = collectives.world
+    beat("fetching the dataset")
+    together("train.fetch", lambda: fetch_dataset(config) if world.is_first else None, collectives)
     beat("reading the dataset")
     inputs = together(
         "train.inputs", lambda: setup.read_inputs(config, world.world_size), collectives
@@ -163,6 +166,8 @@ class _Loop:
             self.series.resume(self.directory / name, saved)
             self.stopping.load_state(saved.early_stopping)
             self._repair_best()
+            # what the attempt before could not send
+            checkpoint.publish_checkpoints(run.config, run.collectives)
             logger.info("going on from step %d of %d", self.global_step, run.total_steps)
         if self.is_first and self.train_config.warmup_steps >= run.total_steps:
             logger.warning(
@@ -354,6 +359,8 @@ class _Loop:
         )
         path = self.series.save(self.run.inputs.identity, position)
         together("checkpoint.after", lambda: self._after_save(path, is_best), self.run.collectives)
+        self.beat(f"publishing step {self.global_step}")
+        checkpoint.publish_checkpoints(self.run.config, self.run.collectives)
         self.beat(f"step {self.global_step} is saved")
 
     def _after_save(self, path: Path, is_best: bool) -> None:

@@ -38,21 +38,44 @@ def find_start(inputs: Inputs, collectives: Collectives) -> Path | None:
 
 def _choose(inputs: Inputs) -> str:
     config = inputs.config
+    path, why = _newest(inputs)
+    stored = checkpoint.newest_published(config) if config.train.resume else None
+    if stored is not None and (other := _of_another_run(stored, inputs)):
+        logger.warning("the published checkpoints are left alone: the newest %s", other)
+    elif stored is not None and stored.global_step > _step(path):
+        if why:
+            logger.warning("%s. Earlier checkpoints: %s", why, _set_aside(config))
+        checkpoint.fetch_all(config)
+        return checkpoint.find(config.checkpoint_directory, "newest").name
+    if why:
+        logger.warning("%s: starting anew. Earlier checkpoints: %s", why, _set_aside(config))
+    return "" if path is None else path.name
+
+
+def _newest(inputs: Inputs) -> tuple[Path | None, str]:
+    """The checkpoint in the run's directory to go on from; why not, if there are some."""
+    config = inputs.config
     directory = config.checkpoint_directory
     if not checkpoint.committed(directory):
-        return ""
-    why = "train.resume is false"
-    if config.train.resume:
-        path = checkpoint.find(directory, "newest")
-        manifest = checkpoint.read_checkpoint_manifest(path)
-        if manifest.dataset_hash != inputs.identity.dataset_hash:
-            why = f"{path.name} was trained on another dataset"
-        elif manifest.config_hash != inputs.identity.config_hash:
-            why = f"{path.name} was trained with another configuration"
-        else:
-            return path.name
-    logger.warning("%s: starting anew. Earlier checkpoints: %s", why, _set_aside(config))
+        return None, ""
+    if not config.train.resume:
+        return None, "train.resume is false"
+    path = checkpoint.find(directory, "newest")
+    other = _of_another_run(checkpoint.read_checkpoint_manifest(path), inputs)
+    return (None, f"{path.name} {other}") if other else (path, "")
+
+
+def _of_another_run(manifest: checkpoint.CheckpointManifest, inputs: Inputs) -> str:
+    """What tells a checkpoint from those of this run; empty: it is one of them."""
+    if manifest.dataset_hash != inputs.identity.dataset_hash:
+        return "was trained on another dataset"
+    if manifest.config_hash != inputs.identity.config_hash:
+        return "was trained with another configuration"
     return ""
+
+
+def _step(path: Path | None) -> int:
+    return -1 if path is None else checkpoint.read_checkpoint_manifest(path).global_step
 
 
 def _set_aside(config: Config) -> Path:

@@ -16,21 +16,24 @@ import torch
 from pyspark.sql import SparkSession
 
 from distrec import columns as c
-from distrec import scoring
+from distrec import pipeline, scoring
 from distrec.batch import Batch, Jagged
-from distrec.checkpoint import Identity, Parts, Position, mark_best, save
+from distrec.checkpoint import Identity, Parts, Position, mark_best, publish_checkpoints, save
 from distrec.config import Config, ModelConfig, ShardingConfig, parse_config
 from distrec.dataset import DatasetManifest, read_manifest
 from distrec.errors import CheckpointError, DataError
 from distrec.files import sha256
+from distrec.job import execute
 from distrec.model import ModelSpec, UnifiedModel
 from distrec.reader import read_items, read_queries
 from distrec.sharding.collectives import OneProcess
 from distrec.sharding.plan import plan_tables
 from distrec.sharding.tables import EmbeddingTables
+from distrec.store import DATASET, SCORES, open_output, publish
 from distrec.world import World
 from tests.bad_inputs.case import snapshot
 from tests.disks import Disk, fill
+from tests.object_store import ObjectStore
 from tests.synthetic import write_dataset
 
 NUM_USERS, NUM_ITEMS, K = 60, 44, 7
@@ -161,6 +164,25 @@ def test_every_user_gets_what_the_model_says(spark: SparkSession, run: Run) -> N
     assert frame.count() == NUM_USERS * K
     assert dict(frame.dtypes)[c.REASONS] == "map<string,float>"
     assert not list(config.directory.glob(".scores-*"))
+
+
+def test_a_host_with_nothing_but_the_store_scores(
+    spark: SparkSession, run: Run, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    """Spark reads and writes the run's directory; the store is none of its business."""
+    document = {**run.config().model_dump(mode="json"), "store": object_store.url(tmp_path.name)}
+    here = parse_config(document, "test")
+    publish(here, DATASET, run.dataset, run.manifest.all_files())
+    publish_checkpoints(here, OneProcess(CPU))
+    there = parse_config({**document, "output": str(tmp_path / "there")}, "test")
+    assert execute("score", there, pipeline.score, print_line=False) == 0
+    assert {len(rows) for rows in read_scores(there).values()} == {K}
+    folder = open_output(there, SCORES).current().versions[SCORES].folder
+    assert object_store.objects(f"{tmp_path.name}/{there.name}/{SCORES}/{folder}") == {
+        path.relative_to(there.scores_directory).as_posix(): path.read_bytes()
+        for path in there.scores_directory.rglob("*")
+        if path.is_file() and not path.name.startswith(".")
+    }
 
 
 def test_same_files_again_and_export_reused(spark: SparkSession, run: Run) -> None:

@@ -371,7 +371,7 @@ def test_stages_that_were_up_to_date_still_are(
     raw.write_text("x")
     monkeypatch.setattr(pipeline, "_raw_files", lambda _: (str(raw),))
     state = {}
-    outputs = {one.name: pipeline._file_hash(one.output(config)) for one in pipeline.STAGES}
+    outputs = {one.name: pipeline._output_hash(one, config) for one in pipeline.STAGES}
     for stage in pipeline.STAGES:
         key = pipeline.stage_key(stage, config, outputs)
         state[stage.name] = {"key": key, "output": outputs[stage.name], "seconds": 1.0}

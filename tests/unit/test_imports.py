@@ -18,6 +18,7 @@ BASE = {
     "files",
     "people",
     "pulse",
+    "store",
     "untrusted",
     "user_key",
 }

@@ -18,6 +18,7 @@ from distrec.errors import (
     RankFailedError,
     RankLostError,
     StoppedError,
+    StoreError,
 )
 from distrec.failure import last_lines
 from distrec.trainer.preemption import StopRequest
@@ -79,7 +80,7 @@ def test_restarts_are_counted_anew_after_a_checkpoint(
         for kind in vars(errors).values()
         if isinstance(kind, type)
         and issubclass(kind, DistrecError)
-        and kind not in (RankLostError, RankFailedError)
+        and kind not in (RankLostError, RankFailedError, StoreError)
     ],
     ids=lambda error: type(error).__name__,
 )
@@ -91,6 +92,13 @@ def test_nothing_is_tried_again_that_would_fail_again(
     with pytest.raises(type(error), match="no"):
         launch.train_locally(config)
     assert len(seen) == 1
+
+
+def test_a_store_out_of_reach_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts(monkeypatch, small(tmp_path), [(StoreError("no"), 0), DONE])
+    assert launch.train_locally(small(tmp_path)) == {**SUMMARY, "restarts": 1}
 
 
 def test_a_restart_goes_on_from_what_this_job_saved(

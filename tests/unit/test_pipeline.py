@@ -10,8 +10,9 @@ import pytest
 
 from distrec import pipeline
 from distrec.config import Config, load_config, section_hash
-from distrec.errors import DataError
+from distrec.errors import ConfigError, DataError
 from distrec.job import execute, note_interrupt
+from distrec.store import SCORES, Current, Store, Version
 
 CONFIG = """
 name = "x"
@@ -44,7 +45,13 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
         stages.append(
             pipeline.Stage(
-                stage.name, work, stage.sections, stage.inputs, stage.output, stage.files
+                stage.name,
+                work,
+                stage.sections,
+                stage.inputs,
+                stage.output,
+                stage.files,
+                stage.published,
             )
         )
     monkeypatch.setattr(pipeline, "STAGES", tuple(stages))
@@ -159,3 +166,54 @@ def test_an_interrupt_is_told_as_one_whatever_comes_of_it(
         raise DataError("a later job is another matter")
 
     assert execute("score", load_config("x.toml"), failed) == 3
+
+
+def test_what_is_published_by_others_is_made_again(directory: Path) -> None:
+    """A stage with a store is up to date only while the store has what it left there."""
+    store = f"store=file://{directory}/store"
+    assert run(store) == ALL
+    assert run(store) == []
+    others = Store(f"file://{directory}/store", "x", SCORES)
+    version = Version(folder="scores-1", manifest_sha256="0" * 64, manifest_bytes=1)
+    others.swap(Current(versions={SCORES: version}))
+    # its report is of the same files
+    assert run(store) == ["score", "report"]
+    assert run(store) == []
+
+
+@pytest.mark.parametrize("stage", ["prepare", "score"])
+def test_outputs_are_published_when_they_are_whole(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """And what is read is fetched first."""
+    calls: list[str] = []
+
+    class Manifest:
+        counts = num_users = num_rows = 0
+        model_version = ""
+        files = ()
+
+        def all_files(self) -> tuple[()]:
+            return ()
+
+    def runs(*_: Any) -> Manifest:
+        calls.append("run")
+        return Manifest()
+
+    monkeypatch.setattr(f"distrec.{'prepare' if stage == 'prepare' else 'scoring'}.run", runs)
+    monkeypatch.setattr("distrec.spark.session", lambda *_: None)
+    monkeypatch.setattr(pipeline, "fetch_dataset", lambda _: calls.append("dataset"))
+    monkeypatch.setattr("distrec.checkpoint.fetch_one", lambda *_: calls.append("checkpoint"))
+    monkeypatch.setattr(pipeline, "publish", lambda _, output, *__: calls.append(output))
+    getattr(pipeline, stage)(load_config("x.toml", ()))
+    expected = {
+        "prepare": ["run", "dataset"],
+        "score": ["dataset", "checkpoint", "run", "scores"],
+    }
+    assert calls == expected[stage]
+
+
+def test_nobody_is_forgotten_where_a_store_would_bring_them_back(directory: Path) -> None:
+    config = load_config("x.toml", [f"store=file://{directory}/store"])
+    with pytest.raises(ConfigError, match="not out of a store"):
+        pipeline.forget(config, Path("people.txt"), dry_run=False)

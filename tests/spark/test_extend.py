@@ -18,7 +18,7 @@ from distrec.config import Config, parse_config
 from distrec.dataset import DatasetManifest, FileEntry, read_manifest
 from distrec.errors import ConfigError, DataError
 from distrec.forget.dataset import extended_after_forgetting
-from distrec.prepare.extend import Continuation, open_previous
+from distrec.prepare.extend import Continuation, OldVocabulary, open_previous
 from distrec.prepare.vocabulary import fit_vocabulary, vocabulary_hash
 from distrec.prepare.workspace import Workspace
 
@@ -242,6 +242,41 @@ def test_without_eviction_nobody_loses_an_id(
     timed = counts.selectExpr("value", "count", f"{5 * DAY} as last_time")
     fitted = fit_vocabulary(timed, "item_id", 2, workspace, kept)
     assert {row["value"] for row in fitted.frame.collect()} == {"b", "k", "m"}
+
+
+class ThirdExtension(Continuation):
+    """Of ids 2 to 7, of which 4, 6 and 7 are free, 4 and 5 after they have changed hands."""
+
+    generation = 3
+
+    def vocabulary(self, name: str, spark: SparkSession) -> OldVocabulary:
+        values = "value string, id long, last_time long"
+        return OldVocabulary(
+            frame=spark.createDataFrame([("c", 5, 30), ("a", 2, 10), ("b", 3, 9)], values),
+            free=spark.createDataFrame([(6,), (7,), (4,)], "id long"),
+            reused=spark.createDataFrame([(4, 1), (5, 2)], "id long, generation long"),
+            num_values=3,
+            num_free=3,
+            num_embeddings=8,
+        )
+
+
+def test_the_least_free_ids_are_taken_and_the_others_wait(
+    spark: SparkSession, workspace: Workspace
+) -> None:
+    # n was seen at the last moment that counts, as a of the old ones; p before it
+    counts = spark.createDataFrame(
+        [("n", 5, 10), ("c", 1, 20), ("p", 9, 9), ("o", 1, 40), ("m", 5, 11)],
+        "value string, count long, last_time long",
+    )
+    fitted = fit_vocabulary(counts, "item_id", 2, workspace, ThirdExtension(oldest=10))
+    rows = sorted(tuple(row) for row in fitted.frame.collect())
+    assert rows == [("a", 2, 0, 10), ("c", 5, 1, 30), ("m", 4, 5, 11), ("n", 6, 5, 10)]
+    growth = fitted.growth
+    assert growth is not None
+    assert sorted(row["id"] for row in growth.free.collect()) == [3, 7]
+    assert sorted(tuple(row) for row in growth.reused.collect()) == [(4, 3), (5, 2), (6, 3)]
+    assert (growth.num_free, growth.num_reused, fitted.num_embeddings) == (2, 2, 8)
 
 
 def test_refusals(

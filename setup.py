@@ -59,6 +59,10 @@ setup(
             "pandas-stubs",
             "optuna>=5,<6",
             "mlflow-skinny>=3",
+            # an object store for the tests
+            "moto[s3]>=5",
+            "flask>=3",
+            "flask-cors",
         ],
         "mlflow": ["mlflow-skinny>=3"],
         "tune": ["optuna>=5,<6"],

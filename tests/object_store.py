@@ -72,13 +72,14 @@ class ObjectStore:
 @pytest.fixture(scope="session")
 def object_store() -> Iterator[ObjectStore]:
     """One for the whole run: give every test a path of its own."""
-    server_of_moto = pytest.importorskip("moto.server")
+    from moto.server import ThreadedMotoServer  # seconds that most tests need not wait
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", "key")
         patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
-        server = server_of_moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         server.start()
         yield ObjectStore(server.get_host_and_port()[1])
         server.stop()

@@ -11,6 +11,7 @@ from pyspark.sql import SparkSession
 from distrec import prepare
 from distrec.config import Config, load_config
 from distrec.job import execute
+from distrec.prepare.door import door_of
 from distrec.prepare.sources import read_sources
 from distrec.prepare.workspace import Workspace
 from tests.bad_inputs import raw
@@ -53,7 +54,7 @@ def test_refused(
 def test_bad_rows_go_to_rejects(spark: SparkSession, workspace: Workspace, tmp_path: Path) -> None:
     raw.write_rows(tmp_path)
     config = configuration(tmp_path, raw.ROW_SETTINGS)
-    sources = read_sources(config.prepare, workspace)
+    sources = read_sources(config.prepare, door_of(config.prepare), workspace)
     expected = Counter(f"events: {reason}" for _, reason in raw.ROWS.values())
     assert sources.audit.reasons == expected
     assert sources.events.count() == 12
@@ -63,5 +64,6 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(
     workspace: Workspace, tmp_path: Path
 ) -> None:
     raw.events(b"\xef\xbb\xbf" + raw.GOOD.encode())(tmp_path)
-    sources = read_sources(configuration(tmp_path).prepare, workspace)
+    config = configuration(tmp_path)
+    sources = read_sources(config.prepare, door_of(config.prepare), workspace)
     assert sources.events.count() == 12

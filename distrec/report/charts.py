@@ -16,6 +16,7 @@ from distrec.report.scales import Axis, NumberFormat, Scale, fit
 
 WIDTH, HEIGHT = 440, 260
 LEFT, RIGHT, TOP, BOTTOM = 58, 424, 32, 204
+_MOST_ON_TWO_LINES = 8
 NUM_COLORS = 6
 # more marks than this cannot be pointed at one by one
 MAX_TOOLTIPS = 120
@@ -120,13 +121,17 @@ def column_chart(
     parts = [_horizontal_grid(up, y), _x_label(x_label)]
     slot = (RIGHT - LEFT) / len(groups)
     width = min(0.76 * slot / len(names), 34.0)
-    # labels that would touch are left out, or set lower where text is larger: on a telephone
+    # labels that would touch are left out, or set lower where text is larger: on a telephone; a few
+    # names stand on two lines
     longest = max(len(group) for group in groups)
     every = max(1, math.ceil((5 + 7.8 * longest) / slot))
     narrow = max(1, math.ceil((6 + 9.4 * longest) / slot))
+    two_lines = every == 2 and len(groups) <= _MOST_ON_TWO_LINES
     for place, group in enumerate(groups):
         middle = LEFT + (place + 0.5) * slot
-        if place % every == 0:
+        if two_lines:
+            parts.append(_text(middle, BOTTOM + 15 + 13 * (place % 2), group, "tick", "middle"))
+        elif place % every == 0:
             kind = "tick low" if narrow > every and place % 2 else "tick"
             parts.append(_text(middle, BOTTOM + 17, group, kind, "middle"))
         for index, name in enumerate(names):

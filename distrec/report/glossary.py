@@ -113,7 +113,7 @@ SLICES = {
     "warm_users": "warm users",
     "cold_items": "cold items",
     "warm_items": "warm items",
-    "new_items": "items not in train",
+    "new_items": "new items",
 }
 
 

@@ -40,6 +40,7 @@ from distrec.metrics.query_ranks import QueriesHash, QueryRanksWriter
 from distrec.metrics.ranking import RankingMetrics
 from distrec.reader import ExampleReader, check_files, read_items, read_queries
 from distrec.scoring.model import ScoringModel, check_same_data, open_model
+from distrec.user_key import key_of_dataset
 from distrec.world import World
 
 logger = logging.getLogger("distrec.evaluate")
@@ -158,7 +159,8 @@ def _inputs(config: Config, manifest: DatasetManifest) -> Inputs:
     candidates = None
     if config.evaluate.test_candidates is not None:
         path = Path(config.evaluate.test_candidates)
-        candidates = GivenCandidates(path, config.dataset_directory, manifest)
+        key = key_of_dataset(manifest.user_key_digest, config.prepare)
+        candidates = GivenCandidates(path, config.dataset_directory, manifest, key)
     return Inputs(config, manifest, items, vectors, candidates)
 
 

@@ -186,6 +186,7 @@ STAGES = (
         ("evaluate", "score.checkpoint"),
         ("prepare", "train"),
         lambda config: config.metrics_path,
+        lambda config: (config.evaluate.test_candidates,),
     ),
     Stage(
         "score",

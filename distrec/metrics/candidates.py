@@ -26,6 +26,7 @@ from distrec.batch import Jagged, QueryBatch
 from distrec.dataset import DatasetManifest
 from distrec.errors import DataError
 from distrec.files import sha256
+from distrec.user_key import hashed
 
 logger = logging.getLogger("distrec.evaluate")
 
@@ -37,6 +38,7 @@ class GivenCandidates:
         path: Parquet or CSV file (by its ending) with columns user_id and item_id, raw values.
         directory: Of the dataset.
         manifest: Of the dataset.
+        user_key: With which its users are hashed; None: they are not.
 
     Attributes:
         sha256: Of the file.
@@ -45,8 +47,14 @@ class GivenCandidates:
         DataError: The file is not there, lacks a column, or names no pair of the dataset.
     """
 
-    def __init__(self, path: Path, directory: Path, manifest: DatasetManifest) -> None:
-        table = _read(path)
+    def __init__(
+        self,
+        path: Path,
+        directory: Path,
+        manifest: DatasetManifest,
+        user_key: bytes | None = None,
+    ) -> None:
+        table = _read(path, user_key)
         self.sha256 = sha256(path)
         users = _indexes(table[c.USER_ID], directory / "vocab" / c.USER_ID, "value", "id")
         items = _indexes(table[c.ITEM_ID], directory / c.ITEMS, c.ITEM_ID, c.ITEM_INDEX)
@@ -95,7 +103,8 @@ def _emptied(bags: Jagged, kept: Tensor) -> Jagged:
     return Jagged.from_lengths(bags.values[kept[bags.bag_of_value]], bags.lengths * kept)
 
 
-def _read(path: Path) -> pa.Table:
+def _read(path: Path, user_key: bytes | None) -> pa.Table:
+    """user_id, as the dataset has it, and item_id, both as text."""
     wanted = [c.USER_ID, c.ITEM_ID]
     try:
         if path.suffix == ".parquet":
@@ -103,18 +112,22 @@ def _read(path: Path) -> pa.Table:
         else:
             types = csv.ConvertOptions(column_types=dict.fromkeys(wanted, pa.string()))
             table = csv.read_csv(path, convert_options=types)
-        return table.select(wanted)
+        table = table.select(wanted).cast(pa.schema([(name, pa.string()) for name in wanted]))
     except (OSError, pa.ArrowException, KeyError) as error:
         raise DataError(
             f"evaluate.test_candidates is a Parquet or CSV file with columns {' and '.join(wanted)}"
             f". Received: {path}: {error}. Check the path and the header."
         ) from error
+    if user_key is None:
+        return table
+    users = [one and hashed(one, user_key) for one in table[c.USER_ID].to_pylist()]
+    return table.set_column(0, c.USER_ID, pa.array(users, pa.string()))
 
 
 def _indexes(values: pa.ChunkedArray, known: Path, key: str, index: str) -> NDArray[np.int64]:
     """Indexes of raw values in a table of the dataset, UNKNOWN_INDEX for those it lacks: int64."""
     table = pq.read_table(known, columns=[key, index])
-    places = pc.index_in(values.cast(pa.string()), table[key].combine_chunks())
+    places = pc.index_in(values, table[key].combine_chunks())
     indexes = pc.take(table[index].combine_chunks(), places)
     found: NDArray[np.int64] = pc.fill_null(indexes, c.UNKNOWN_INDEX).to_numpy()
     return found

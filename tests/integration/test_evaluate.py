@@ -23,10 +23,14 @@ from distrec.config import Config, parse_config
 from distrec.dataset import MANIFEST, DatasetManifest, read_manifest
 from distrec.errors import CheckpointError, ConfigError, DataError
 from distrec.evaluate import QUERIES
+from distrec.metrics.candidates import GivenCandidates
 from distrec.metrics.names import metric_names
 from distrec.metrics.query_ranks import SCHEMA, values_of
+from distrec.reader import read_queries
 from distrec.sharding.collectives import start
 from distrec.trainer import train
+from distrec.user_key import hashed
+from distrec.world import World
 from tests.synthetic import NUM_GROUPS, write_dataset
 
 
@@ -228,6 +232,29 @@ def test_targets_are_ranked_among_given_candidates(run: Config, tmp_path: Path) 
         path.write_text(text)
         with pytest.raises(DataError, match=message):
             evaluate.run(config)
+
+
+def test_candidates_of_hashed_users(run: Config, tmp_path: Path) -> None:
+    manifest, key = read_manifest(run.dataset_directory), b"0123456789abcdef"
+    directory = tmp_path / "dataset"
+    shutil.copytree(run.dataset_directory, directory)
+    (vocabulary,) = (directory / "vocab" / c.USER_ID).iterdir()
+    table = pq.read_table(vocabulary)
+    users = table["value"].to_pylist()
+    values = pa.array([hashed(user, key) for user in users])
+    pq.write_table(table.set_column(table.column_names.index("value"), "value", values), vocabulary)
+    item = read(run, c.ITEMS)[c.ITEM_ID][0]
+    path = tmp_path / "candidates.parquet"
+    pq.write_table(pa.table({c.USER_ID: [users[3]], c.ITEM_ID: [item]}), path)
+    plain = GivenCandidates(path, run.dataset_directory, manifest)
+    same = GivenCandidates(path, directory, manifest, key)
+    queries = next(read_queries(run.dataset_directory, manifest, c.TEST_QUERIES, World(), 150))
+    assert int(plain.restrict(queries).targets.lengths.sum()) == 1
+    assert torch.equal(
+        same.restrict(queries).targets.lengths, plain.restrict(queries).targets.lengths
+    )
+    with pytest.raises(DataError, match="none of the 1 pairs"):
+        GivenCandidates(path, directory, manifest)
 
 
 def test_the_model_measures_as_it_did_in_training(

@@ -125,12 +125,16 @@ def test_a_failed_stage_ends_the_run_and_is_tried_again(
     assert run() == ALL[1:]
 
 
-def test_another_list_of_excluded_users_is_prepared(directory: Path) -> None:
-    key = "prepare.exclude_users=gone.txt"
-    Path("gone.txt").write_text("1\n")
-    assert (run(key), run(key)) == (ALL, [])
-    Path("gone.txt").write_text("1\n2\n")
-    assert run(key) == ["prepare"]
+@pytest.mark.parametrize(
+    ("key", "stage"),
+    [("prepare.exclude_users", "prepare"), ("evaluate.test_candidates", "evaluate")],
+)
+def test_another_list_in_a_file_is_read(directory: Path, key: str, stage: str) -> None:
+    override = f"{key}=list.csv"
+    Path("list.csv").write_text("1\n")
+    assert (run(override), run(override)) == (ALL, [])
+    Path("list.csv").write_text("1\n2\n")
+    assert run(override) == [stage]
 
 
 def test_the_resolved_configuration_lies_in_the_run(directory: Path) -> None:

@@ -22,12 +22,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from distrec.config import Config, dump_config
 from distrec.errors import LaunchError, RankLostError
 from distrec.failure import RANK_LINE, TRAIN_LOG, explain, read_heartbeats, read_records
+from distrec.job import on_sigterm
 
 RANK_CONFIG = "train.toml"
 HOROVOD_FIX = "python -m distrec.horovod_build"
@@ -76,18 +76,13 @@ class StopOrder:
     def listening(self) -> Iterator[None]:
         """By default SIGTERM ends this process alone, and the ranks train on."""
         self._path.unlink(missing_ok=True)
-        # signals are the main thread's business
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = signal.signal(signal.SIGTERM, self._note)
         try:
-            yield
+            with on_sigterm(self._note):
+                yield
         finally:
-            signal.signal(signal.SIGTERM, before)
             self._path.unlink(missing_ok=True)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self) -> None:
         if self._asked_at is None:
             self._asked_at = time.monotonic()
             # on a full disk the ranks are ended when their time is over

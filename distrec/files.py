@@ -170,12 +170,13 @@ def describe_files(spark: SparkSession, root: Path, names: Sequence[str]) -> tup
         return ()
     context = spark.sparkContext
     slices = min(len(names), max(context.defaultParallelism, 1) * 4)
-    function = partial(_describe, str(root.absolute()))
+    function = partial(describe_file, root.absolute())
     return tuple(context.parallelize(list(names), slices).map(function).collect())
 
 
-def _describe(root: str, name: str) -> FileEntry:
-    path = Path(root) / name
+def describe_file(root: Path, name: str) -> FileEntry:
+    """Rows, bytes and checksums of one Parquet file; its path is relative to `root`."""
+    path = root / name
     pages, whole = parquet_sha256(path)
     return FileEntry(
         path=name,

@@ -6,10 +6,12 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,20 @@ def note_interrupt() -> None:
     What a handler raises may be lost in a library, which then fails in another way.
     """
     _interrupt.set()
+
+
+@contextmanager
+def on_sigterm(note: Callable[[], None]) -> Iterator[None]:
+    """SIGTERM calls `note` inside, in place of ending the process; in the main thread only."""
+    # signals are its business alone
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: note())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def configure_logging() -> None:

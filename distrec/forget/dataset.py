@@ -22,14 +22,13 @@ from distrec.dataset import (
     Vocabulary,
 )
 from distrec.errors import DataError
-from distrec.files import replace_text
+from distrec.files import describe_file, replace_text
 from distrec.forget.found import Found
 from distrec.forget.rows import (
     NO_IDS,
     Change,
     Ids,
     change_file,
-    describe,
     integers,
     link,
     row_groups,
@@ -105,7 +104,7 @@ def _change_files(
     files = []
     for entry in entries:
         if change_file(source / entry.path, root / entry.path, change):
-            entry = describe(root, entry.path)
+            entry = describe_file(root, entry.path)
         if entry.num_rows:
             files.append(entry)
         else:
@@ -166,7 +165,7 @@ def _free_ids(source: Path, one: Vocabulary, ids: Ids, root: Path) -> tuple[File
     name = f"vocab_free/{one.name}/part-00000.parquet"
     (root / name).parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table([pa.array(whole)], _FREE_SCHEMA), root / name, compression="zstd")
-    return (describe(root, name),)
+    return (describe_file(root, name),)
 
 
 def _rest_of_counts(found: Found) -> dict[str, int]:

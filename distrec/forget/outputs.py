@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from distrec import columns as c
 from distrec.dataset import MANIFEST, read_manifest
 from distrec.errors import DataError
-from distrec.files import commit, fsync, replace_text, sha256, staging
+from distrec.files import commit, describe_file, fsync, replace_text, sha256, staging
 from distrec.forget.found import Found
-from distrec.forget.rows import NO_IDS, Ids, among, change_file, describe, integers, without
+from distrec.forget.rows import NO_IDS, Ids, among, change_file, integers, without
 from distrec.job import JOBS_LOG
 from distrec.metrics.query_ranks import QueriesHash
 from distrec.model.towers import USER_TABLE
@@ -72,7 +72,7 @@ def replace_scores(directory: Path, people: frozenset[str]) -> int:
             if change_file(directory / name, root / name, partial(_scored, people)):
                 table = pq.read_table(directory / name, columns=[c.USER_ID])
                 users.update(people.intersection(table.column(0).unique().to_pylist()))
-                changed = describe(root, name)
+                changed = describe_file(root, name)
                 gone += entry["num_rows"] - changed.num_rows
                 entry = changed.model_dump()
             files.append(entry)

@@ -12,9 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from distrec.dataset import FileEntry
 from distrec.errors import DataError
-from distrec.files import parquet_sha256
 
 Change = Callable[[pa.Table], pa.Table]
 """A row group to what is kept of it; what is given back is the same object where nothing goes."""
@@ -68,19 +66,6 @@ def link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def describe(root: Path, name: str) -> FileEntry:
-    """A manifest's entry of a Parquet file."""
-    path = root / name
-    pages, whole = parquet_sha256(path)
-    return FileEntry(
-        path=name,
-        num_rows=pq.read_metadata(path).num_rows,
-        num_bytes=path.stat().st_size,
-        sha256=whole,
-        pages_sha256=pages,
-    )
 
 
 def integers(table: pa.Table, name: str) -> Ids:

@@ -6,13 +6,12 @@ same one.
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
+
+from distrec.job import on_sigterm
 
 # between two looks at a file system that may be another host's
 _INTERVAL_SECONDS = 0.5
@@ -41,14 +40,8 @@ class StopRequest:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Take SIGTERM as a request, which by default ends the process where it stands."""
-        if threading.current_thread() is not threading.main_thread():
+        with on_sigterm(self._note):
             yield
-            return
-        before = signal.signal(signal.SIGTERM, self._note)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self) -> None:
         self._is_made = True

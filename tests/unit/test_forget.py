@@ -22,9 +22,9 @@ from distrec.compare import read_run
 from distrec.config import Config
 from distrec.dataset import MANIFEST, Split, Vocabulary, read_manifest
 from distrec.errors import DataError
+from distrec.files import describe_file
 from distrec.forget import steps
 from distrec.forget.found import Found, Stranger
-from distrec.forget.rows import describe
 from distrec.forget.scan import remains
 from distrec.people import names_somebody, read_people
 from distrec.reader import ExampleReader
@@ -87,7 +87,7 @@ def add_to_dataset(directory: Path) -> None:
     for name, columns in (("vocab/user_group", vocabulary), ("rejects", rejects)):
         (directory / name).mkdir(parents=True)
         pq.write_table(pa.table(columns), directory / name / "part-00000.parquet")
-        entries[name] = describe(directory, f"{name}/part-00000.parquet")
+        entries[name] = describe_file(directory, f"{name}/part-00000.parquet")
     group = Vocabulary(
         name="user_group", num_embeddings=6, sha256="0" * 64, files=(entries["vocab/user_group"],)
     )

@@ -120,8 +120,12 @@ def test_what_lies_there_already_is_not_fetched(
     config = config_of(f"file://{tmp_path}/store", tmp_path / "run")
     publish_dataset(config, datasets[0])
     fetch_dataset(config)
+    before = (config.dataset_directory / MANIFEST).stat().st_ino
     monkeypatch.setattr(Store, "get", lambda *_: pytest.fail("fetched again"))
     fetch_dataset(config)
+    # it is the very directory that was there
+    assert (config.dataset_directory / MANIFEST).stat().st_ino == before
+    assert content(config.dataset_directory) == content(datasets[0])
 
 
 @pytest.mark.parametrize("step", ["_put_file", "put_manifest", "swap"])

@@ -28,7 +28,7 @@ from dlrm_shape import (
     table_name,
 )
 from stages import Stages
-from torch import Tensor, nn
+from torch import nn
 
 from distrec.batch import Jagged
 from distrec.config import LaunchConfig, ShardingConfig
@@ -37,7 +37,7 @@ from distrec.sharding.dense import DenseGradients
 from distrec.sharding.exchange import Asked
 from distrec.sharding.lookup import Request
 from distrec.sharding.plan import TableSpec, plan_tables
-from distrec.sharding.tables import EmbeddingTables
+from distrec.sharding.tables import EmbeddingTables, Wait
 
 CPU = torch.device("cpu")
 
@@ -86,11 +86,11 @@ class Side:
         bags = self.batches[number % len(self.batches)]
         return {name: Request(name, ids, "sum") for name, ids in bags.items()}
 
-    def look_up(self, number: int, meanwhile: Callable[[], None] = lambda: None) -> list[Tensor]:
-        """The rows of a batch, table by table."""
-        rows = self.tables(self.requests(number), self.asked, meanwhile)
+    def start_look_up(self, number: int, meanwhile: Callable[[], None]) -> Wait:
+        """Have the rows of a batch sent."""
+        wait = self.tables.start(self.requests(number), self.asked, meanwhile)
         self.asked = None
-        return [rows[name] for name in self.names]
+        return wait
 
     def ask_ahead(self, number: int) -> None:
         """As the trainer does before a backward pass."""
@@ -106,9 +106,14 @@ class Side:
             self.optimizer.zero_grad()
             gradients = DenseGradients(self.dense.parameters(), self.collectives)
             with clock("look-up, rest"):
-                rows = torch.stack(self.look_up(number, gradients.start), dim=1)
+                wait = self.start_look_up(number, gradients.start)
             with clock("dense forward"):
-                logits = self.dense(self.numbers[batch], rows)
+                own = self.dense.bottom(self.numbers[batch])
+            with clock("look-up, rest"):
+                found = wait(lambda: gradients.start(self.dense.top.parameters()))
+                rows = torch.stack([found[name] for name in self.names], dim=1)
+            with clock("dense forward"):
+                logits = self.dense(own, rows)
                 loss = nn.functional.binary_cross_entropy_with_logits(logits, self.labels[batch])
             if not is_last:
                 self.ask_ahead(number + 1)
@@ -120,7 +125,8 @@ class Side:
 
     def sparse(self, number: int, is_last: bool) -> float:
         """Look-up, exchange, update with a given gradient."""
-        torch.autograd.backward(self.look_up(number), self.given)
+        rows = self.tables(self.requests(number))
+        torch.autograd.backward([rows[name] for name in self.names], self.given)
         return 0.0
 
     def answer(self, order: dict[str, Any]) -> dict[str, Any]:

@@ -118,9 +118,8 @@ class Dense(nn.Module):
         self.top = _layers(embedding_dim + pairs.shape[1], TOP, last=False)
         self.register_buffer("pairs", pairs[0] * (NUM_TABLES + 1) + pairs[1])
 
-    def forward(self, numbers: Tensor, rows: Tensor) -> Tensor:
-        """numbers (B, 13) and rows (B, 26, D) to logits (B,)."""
-        own = self.bottom(numbers)
+    def forward(self, own: Tensor, rows: Tensor) -> Tensor:
+        """Logits, (B,), of own, (B, D), as `bottom` makes it of numbers, and rows, (B, 26, D)."""
         vectors = torch.cat([own.unsqueeze(1), rows], dim=1)
         products = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1)
         chosen = products.index_select(1, self.pairs)

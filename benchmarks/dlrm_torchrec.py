@@ -65,8 +65,10 @@ class Model(nn.Module):
 
     def forward(self, numbers: Tensor, ids: torchrec.KeyedJaggedTensor) -> Tensor:
         """Logits, (B,)."""
-        rows = self.tables(ids).values()
-        return self.dense(numbers, rows.view(len(numbers), NUM_TABLES, -1))
+        rows = self.tables(ids)
+        # on both sides this is computed while rows travel: values() waits for them
+        own = self.dense.bottom(numbers)
+        return self.dense(own, rows.values().view(len(numbers), NUM_TABLES, -1))
 
 
 class Side:

@@ -8,9 +8,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
+from distrec.sharding.autograd import UnderWay
 from distrec.sharding.collectives import Collectives
 from distrec.sharding.dense import DenseGradients
-from distrec.sharding.exchange import FetchRows
 from distrec.sharding.kernels import FusedTable
 from distrec.sharding.routing import Layout
 
@@ -31,7 +31,6 @@ class Stages:
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(STAGES, 0.0)
         self._inner = [0.0]
-        self._backward = False
 
     @contextmanager
     def time(self, name: str) -> Iterator[None]:
@@ -58,21 +57,12 @@ class Stages:
     def installed(self, collectives: Collectives) -> Iterator[None]:
         """Clocks around the parts of distrec, for as long as this lasts."""
         kind = type(collectives)
-        backward = FetchRows.backward
-
-        def update(*arguments: Any) -> Any:
-            # what is left of it once the exchange is taken out is the kernel
-            self._backward = True
-            try:
-                with self.time("kernel, update"):
-                    return backward(*arguments)
-            finally:
-                self._backward = False
-
         replacements = [
             (Layout, "route", self.timed("route", Layout.route)),
             (FusedTable, "lookup", self.timed("kernel, look-up", FusedTable.lookup)),
-            (FetchRows, "backward", staticmethod(update)),
+            # what is left of them once the exchange is taken out is the kernel
+            (UnderWay, "send", self.timed("kernel, update", UnderWay.send)),
+            (UnderWay, "update", self.timed("kernel, update", UnderWay.update)),
             (kind, "start_alltoall", self._exchange(kind.start_alltoall)),
             (DenseGradients, "start", self.timed("dense allreduce", DenseGradients.start)),
             (DenseGradients, "step", self.timed("dense allreduce", DenseGradients.step)),
@@ -86,7 +76,7 @@ class Stages:
         def call(*arguments: Any, **named: Any) -> Any:
             label = arguments[3] if len(arguments) > 3 else named["name"]
             stage = "id exchange" if "numbers" in label else "row exchange"
-            if self._backward:
+            if "gradients" in label:
                 stage = "gradient exchange"
             with self.time(stage):
                 wait = begin(*arguments, **named)

@@ -95,8 +95,9 @@ class LaunchConfig(Section):
     """CPU threads of each rank."""
     bind_cores: bool = False
     """Each rank keeps to a share of its host's cores of its own, so that ranks do not push each
-    other from core to core. Only where no other job computes on these hosts: each would take the
-    same cores. Without effect where a host has more ranks than cores, and other than on Linux."""
+    other from core to core; threads that carry messages may go anywhere. Only where no other job
+    computes on these hosts: each would take the same cores. Without effect where a host has more
+    ranks than cores, and other than on Linux."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
     network_interfaces: tuple[str, ...] = ()

@@ -324,17 +324,17 @@ def _keep_freed_memory() -> None:
 
 
 def _bind_cores(world: World) -> None:
-    """Keep every thread of this process, Horovod's too, to this rank's share of the cores."""
+    """Keep this thread, and those that it starts later, to this rank's share of the cores.
+
+    Not Horovod's, which are there already: they work while this one waits, or for a moment, and on
+    a core that computes they would wait for the end of a time slice, at every message.
+    """
     if not hasattr(os, "sched_setaffinity"):
         return
     cores = sorted(os.sched_getaffinity(0))
     share = len(cores) // world.local_size
     if share:
-        own = cores[world.local_rank * share : (world.local_rank + 1) * share]
-        for thread in os.listdir("/proc/self/task"):
-            # one may have ended meanwhile
-            with contextlib.suppress(ProcessLookupError):
-                os.sched_setaffinity(int(thread), own)
+        os.sched_setaffinity(0, cores[world.local_rank * share : (world.local_rank + 1) * share])
 
 
 def _uses_gpu(launch: LaunchConfig) -> bool:

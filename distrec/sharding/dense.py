@@ -1,7 +1,7 @@
 """The dense part of an update: gradients summed over ranks while row gradients travel, then a step.
 
-All gradients travel as one tensor: each collective has a cost of its own, and the order in which
-numbers are added does not depend on what else is under way.
+Gradients that are complete at the same time travel as one tensor: each collective has a cost of its
+own, and the order in which numbers are added does not depend on what else is under way.
 """
 
 from __future__ import annotations
@@ -27,24 +27,22 @@ class DenseGradients:
     def __init__(self, parameters: Iterable[nn.Parameter], collectives: Collectives) -> None:
         self._parameters = [one for one in parameters if one.requires_grad]
         self._collectives = collectives
-        self._wait: Callable[[], Tensor] | None = None
-        self._sent: list[tuple[Tensor, int]] = []
+        self._waiting = {id(one): one for one in self._parameters}
+        self._travelling: list[_Travelling] = []
 
-    def start(self) -> None:
+    def start(self, parameters: Iterable[nn.Parameter] | None = None) -> None:
         """Begin to sum them over ranks. Collective, and returns at once.
 
         The backward pass may still be at work, but not on these.
+
+        Args:
+            parameters: Some, the same on every rank. None: all that no earlier call has begun with.
         """
-        for parameter in self._parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        gradients = self._gradients()
-        self._sent = [(gradient, gradient._version) for gradient in gradients]
-        if not gradients or self._collectives.world.world_size == 1:
-            self._wait = lambda: torch.empty(0)
-            return
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        self._wait = self._collectives.start_allreduce(flat, "dense gradients", in_place=True)
+        chosen = self._waiting.values() if parameters is None else parameters
+        part = [one for one in [*chosen] if self._waiting.pop(id(one), None) is not None]
+        if part:
+            name = f"dense gradients {len(self._travelling)}"
+            self._travelling.append(_Travelling(part, self._collectives, name))
 
     def step(self, optimizer: torch.optim.Optimizer, clip_norm: float = 0.0) -> float:
         """Wait for the sums, clip them, update. Collective where `start` was not called.
@@ -59,28 +57,48 @@ class DenseGradients:
         Raises:
             TrainingError: A gradient was added to after `start`.
         """
-        if self._wait is None:
-            self.start()
-        assert self._wait is not None
-        total = self._wait()
-        gradients = self._gradients()
-        for gradient, (sent, version) in zip(gradients, self._sent, strict=True):
-            if gradient is not sent or gradient._version != version:
-                raise TrainingError(
-                    "dense gradients are complete when rows get theirs. Received: one that was "
-                    "added to later. This is a fault of the program: the rows of a step are looked "
-                    "up before anything else of the model is computed."
-                )
-        if len(total):
-            sizes = [gradient.numel() for gradient in gradients]
-            for gradient, part in zip(gradients, total.split(sizes), strict=True):
-                gradient.copy_(part.view_as(gradient))
+        self.start()
+        for part in self._travelling:
+            part.finish()
+        gradients = [one.grad for one in self._parameters if one.grad is not None]
         norm = _clip(gradients, clip_norm)
         optimizer.step()
         return norm
 
+
+class _Travelling:
+    """Some gradients that are being summed over ranks."""
+
+    def __init__(self, parameters: list[nn.Parameter], collectives: Collectives, name: str) -> None:
+        self._parameters = parameters
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = self._gradients()
+        self._sent = [(gradient, gradient._version) for gradient in gradients]
+        self._wait: Callable[[], Tensor] | None = None
+        if collectives.world.world_size > 1:
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            self._wait = collectives.start_allreduce(flat, name, in_place=True)
+
     def _gradients(self) -> list[Tensor]:
         return [one.grad for one in self._parameters if one.grad is not None]
+
+    def finish(self) -> None:
+        """Wait for the sums and put them in the gradients' place."""
+        total = None if self._wait is None else self._wait()
+        gradients = self._gradients()
+        for gradient, (sent, version) in zip(gradients, self._sent, strict=True):
+            if gradient is not sent or gradient._version != version:
+                raise TrainingError(
+                    "dense gradients are complete when they are summed over ranks. Received: one "
+                    "that was added to later. This is a fault of the program: the look-up of a "
+                    "step is started before anything of the model is computed."
+                )
+        if total is not None:
+            sizes = [gradient.numel() for gradient in gradients]
+            for parameter, part in zip(self._parameters, total.split(sizes), strict=True):
+                parameter.grad = part.view_as(parameter)
 
 
 def _clip(gradients: list[Tensor], clip_norm: float) -> float:

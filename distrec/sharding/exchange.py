@@ -1,4 +1,4 @@
-"""The two halves of a look-up over ranks: rows come on the way forward, gradients go back.
+"""What ranks send each other for a look-up: rows come on the way forward, gradients go back.
 
 Forward: one alltoall of row numbers for all widths, which may be under way long before, then one of
 rows a width. Backward: one of row gradients a width to the owners, whose fused optimizer then sees
@@ -15,7 +15,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -266,69 +265,6 @@ class Exchange:
             return distinct, total
 
         return wait
-
-
-class FetchRows(torch.autograd.Function):
-    """The distinct rows of a look-up by width, after a row of zeros; backward updates them."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        anchor: Tensor,
-        exchange: Exchange,
-        asked: Asked,
-        trains: bool,
-        meanwhile: Callable[[], None],
-    ) -> tuple[Tensor, ...]:
-        """Rows for every width: float32, (1 + U_w, D_w), one group after the other.
-
-        Args:
-            ctx: Of autograd.
-            anchor: Empty, requires a gradient: without it autograd would see nothing to do.
-            exchange: What to work on.
-            asked: Which rows.
-            trains: Whether a backward pass may follow.
-            meanwhile: Called in the backward pass once all gradients are on their way.
-        """
-        questions = asked.wait()
-        fetched = (asked.fetch or exchange.fetch(asked.route, questions, trains))()
-        ctx.exchange, ctx.route, ctx.questions = exchange, asked.route, questions
-        ctx.answers, ctx.meanwhile = fetched.answers, meanwhile
-        results = []
-        for width, numbers in exchange.layout.widths.items():
-            rows = [fetched.rows[number] for number in numbers]
-            results.append(torch.cat([rows[0].new_zeros(1, width), *rows]))
-        return tuple(results)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None, None, None]:
-        """Bring gradients to all who keep the rows and update; gradients are (1 + U_w, D_w)."""
-        exchange, route, questions = ctx.exchange, ctx.route, ctx.questions
-        layout = exchange.layout
-        hot_counts = dict(zip(layout.hot, questions.hot_counts, strict=True))
-        updates = []
-        for gradient, numbers in zip(gradients, layout.widths.values(), strict=True):
-            # the row of zeros is padding: it is not trained
-            parts = gradient[1:].split([len(route.rows[number]) for number in numbers])
-            for number, part in zip(numbers, parts, strict=True):
-                hot_count = hot_counts.get(number, 0)
-                updates.append(exchange.send_gradient(number, part, route, hot_count))
-        ctx.meanwhile()
-        answers = zip(ctx.answers, questions.rows, strict=True)
-        for number, update in enumerate(updates):
-            rows, gradient = update()
-            if layout.groups[number].kind == "spread":
-                answer, asked_for = next(answers)
-                if answer is None:
-                    # fetched ahead: what is updated, and at which rate, is known by now
-                    with torch.enable_grad():
-                        answer = exchange.kernels[number].lookup(asked_for)
-                answer.backward(gradient)
-            elif rows is None:
-                exchange.kernels[number].update_all(gradient)
-            else:
-                exchange.kernels[number].update(rows, gradient)
-        return None, None, None, None, None
 
 
 def _bad_id_message(bad_id: BadId, plan: TablePlan, rank: int) -> str:

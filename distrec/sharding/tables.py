@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from distrec import pulse
 from distrec.config import ShardingConfig
 from distrec.errors import CheckpointError, ConfigError
+from distrec.sharding.autograd import FetchRows, StartRows, UnderWay
 from distrec.sharding.collectives import Collectives
-from distrec.sharding.exchange import Asked, Exchange, FetchRows
+from distrec.sharding.exchange import Asked, Exchange
 from distrec.sharding.initial import initial_rows
 from distrec.sharding.kernels import make_table
 from distrec.sharding.lookup import Request, gather_and_pool_all
@@ -23,6 +25,22 @@ from distrec.sharding.routing import Layout
 # numbers made at once while filling a table: hashing them stays in a core's cache, and so takes a
 # third of the time that millions at once take
 _CHUNK_NUMBERS = 2**16
+
+
+def _nothing() -> None:
+    pass
+
+
+class Wait(Protocol):
+    """Waits for the rows of a look-up and gives them pooled."""
+
+    def __call__(self, meanwhile: Callable[[], None] = ...) -> dict[str, Tensor]:
+        """By the key of their request: float32, (B, D), or (nnz, D) for pooling "none".
+
+        Args:
+            meanwhile: Called in the backward pass while the rows' gradients travel. Whatever was
+                computed after this call has its gradients by then.
+        """
 
 
 class EmbeddingTables(nn.Module):
@@ -104,9 +122,18 @@ class EmbeddingTables(nn.Module):
         self,
         requests: Mapping[str, Request],
         asked: Asked | None = None,
-        meanwhile: Callable[[], None] = lambda: None,
+        meanwhile: Callable[[], None] = _nothing,
     ) -> dict[str, Tensor]:
-        """Look rows up and pool them.
+        """Look rows up and pool them: `start`, and wait at once."""
+        return self.start(requests, asked)(meanwhile)
+
+    def start(
+        self,
+        requests: Mapping[str, Request],
+        asked: Asked | None = None,
+        meanwhile: Callable[[], None] = _nothing,
+    ) -> Wait:
+        """Have rows sent; what does not need them can be computed while they travel.
 
         Collective: every rank calls this once a step, in the same mode; its requests may hold no
         ids. Where gradients are enabled, the backward pass is collective too: the loss must be
@@ -114,25 +141,36 @@ class EmbeddingTables(nn.Module):
 
         Args:
             requests: By any key; tables may be asked for several times.
-            asked: What `ask` gave for the same requests; None: nothing was sent ahead.
+            asked: What `ask` gave for the same requests; None: nothing was sent ahead, and row
+                numbers are waited for.
             meanwhile: Called in the backward pass while the rows' gradients travel. Whatever was
-                computed after this look-up has its gradients by then.
+                computed after this call has its gradients by then.
 
         Returns:
-            By the same key: float32, (B, D), or (nnz, D) for pooling "none".
+            Waits for the rows. Collective.
 
         Raises:
             DataError: On every rank, when an id of any rank is outside its table.
             ConfigError: There is no such table.
         """
-        layout = self._exchange.layout
-        if not layout.groups:
-            return {}
+        if not self._exchange.layout.groups:
+            return lambda meanwhile=_nothing: {}
         if asked is None:
             asked = self._ask(requests, "row numbers of a look-up")
-        fetched = FetchRows.apply(
-            self._anchor, self._exchange, asked, torch.is_grad_enabled(), meanwhile
-        )
+        look_up = UnderWay(self._exchange, asked, torch.is_grad_enabled())
+        started = StartRows.apply(self._anchor, look_up, meanwhile)
+
+        def wait(meanwhile: Callable[[], None] = _nothing) -> dict[str, Tensor]:
+            fetched = FetchRows.apply(started, look_up, meanwhile)
+            return self._pool(requests, asked, fetched)
+
+        return wait
+
+    def _pool(
+        self, requests: Mapping[str, Request], asked: Asked, fetched: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """The rows of each request from those of each width."""
+        layout = self._exchange.layout
         results: dict[str, Tensor] = {}
         for width, rows in zip(layout.widths, fetched, strict=True):
             keys = [

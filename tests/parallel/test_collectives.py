@@ -151,14 +151,23 @@ def disagree(collectives: Collectives) -> str:
     return ""
 
 
-def cores_of_threads() -> list[list[int]]:
-    return [sorted(os.sched_getaffinity(int(task))) for task in os.listdir("/proc/self/task")]
+def cores_of_threads() -> dict[str, list[int]]:
+    tasks = os.listdir("/proc/self/task")
+    return {task: sorted(os.sched_getaffinity(int(task))) for task in tasks}
 
 
 def bind(collectives: Collectives) -> dict[str, Any]:
-    allowed = cores_of_threads()[0]
+    before = cores_of_threads()
     _bind_cores(collectives.world)
-    return {"allowed": allowed, "own": cores_of_threads()}
+    after = cores_of_threads()
+    own = str(os.getpid())
+    others = {task for task in after if task != own and task in before}
+    return {
+        "allowed": before[own],
+        "own": after[own],
+        "others": [after[task] for task in others],
+        "before": [before[task] for task in others],
+    }
 
 
 def work(collectives: Collectives) -> dict[str, Any]:
@@ -203,10 +212,11 @@ def test_everything_arrives(num_ranks: int, tmp_path: Path) -> None:
             torch.testing.assert_close(torch.tensor(found), expected.data, rtol=0, atol=1e-5)
         assert result["trained"]["weights"] == results[0]["trained"]["weights"]
         assert result["summed"] == [True] * 180
-        allowed, own = result["bound"]["allowed"], result["bound"]["own"]
+        bound = result["bound"]
+        allowed = bound["allowed"]
         share = len(allowed) // num_ranks
-        kept = allowed[rank * share : (rank + 1) * share] if share else allowed
-        assert own == [kept] * len(own)
+        assert bound["own"] == (allowed[rank * share : (rank + 1) * share] if share else allowed)
+        assert bound["others"] == bound["before"]
         if num_ranks > 1:
             name = f"collective 'uneven' failed on rank {rank} of {num_ranks}"
             assert name in result["disagreed"]

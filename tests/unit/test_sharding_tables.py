@@ -268,7 +268,7 @@ def test_dense_gradients_are_complete_while_those_of_rows_travel() -> None:
     optimizer = torch.optim.SGD([factor], lr=1.0)
     request = {"a": Request("wide", Jagged.from_lists([[1, 2]]), "sum")}
     seen: list[torch.Tensor | None] = []
-    for computed_first in (False, True):
+    for computed in ("before", "while rows travel", "after"):
         optimizer.zero_grad()
         dense = DenseGradients([factor], tables.collectives)
 
@@ -276,14 +276,18 @@ def test_dense_gradients_are_complete_while_those_of_rows_travel() -> None:
             seen.append(factor.grad)
             dense.start()
 
-        early = factor * 2 if computed_first else None
-        rows = tables(request, meanwhile=meanwhile)["a"]
-        (rows * (factor * 2 if early is None else early)).sum().backward()
-        if computed_first:
-            with pytest.raises(TrainingError, match="looked up before anything else"):
+        early = factor * 2
+        wait = tables.start(request, meanwhile=meanwhile)
+        during = factor * 2
+        rows = wait()["a"]
+        scale = {"before": early, "while rows travel": during, "after": factor * 2}[computed]
+        (rows * scale).sum().backward()
+        if computed == "before":
+            with pytest.raises(TrainingError, match="started before anything"):
                 dense.step(optimizer)
         else:
             norm = dense.step(optimizer)
             assert norm == pytest.approx(float(2 * rows.detach().norm()))
-    assert seen[0] is not None
-    assert seen[1] is None
+    assert seen[0] is None
+    assert seen[1] is not None
+    assert seen[2] is not None

@@ -146,6 +146,9 @@ class ModelConfig(Section):
     share_item_embedding: bool = True
     """One item table for the cf tower, the autoencoder's output and the sequence tower; else one
     each."""
+    cf_history: Literal["none", "mean"] = "none"
+    """mean: the cf tower adds to a user's row the mean of the item rows of the history, from its
+    item table."""
     autoencoder_hidden: tuple[Width, ...] = (256,)
     """Widths of the hidden layers between the pooled history and the vector of the towers
     autoencoder and content."""

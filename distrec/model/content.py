@@ -9,10 +9,10 @@ from torch import Tensor
 from distrec.batch import ItemBatch
 from distrec.config import ModelConfig
 from distrec.errors import ConfigError
+from distrec.model.autoencoder import AutoencoderTower
 from distrec.model.features import FeatureEncoder
 from distrec.model.layers import MultiLayerPerceptron
 from distrec.model.spec import ModelSpec
-from distrec.model.towers import AutoencoderTower
 from distrec.sharding.lookup import Request
 from distrec.sharding.plan import TableSpec
 

@@ -48,6 +48,25 @@ def padded_places(bags: Jagged, stride: int, shift: int = 0) -> Tensor:
     return bag * stride + shift + places
 
 
+def sums_before(bags: Jagged, rows: Tensor, positions: Positions) -> Tensor:
+    """The sum of the rows that each position sees.
+
+    Args:
+        bags: B histories.
+        rows: float32, (nnz, D), one an event.
+        positions: P places in them.
+
+    Returns:
+        float32, (P, D).
+    """
+    size = bags.batch_size
+    stride = 1 + (int(bags.lengths.max()) if size else 0)
+    padded = rows.new_zeros(size * stride, rows.shape[1])
+    padded = padded.index_copy(0, padded_places(bags, stride, shift=1), rows)
+    sums = padded.view(size, stride, rows.shape[1]).cumsum(1).flatten(0, 1)
+    return sums[positions.example * stride + positions.length]
+
+
 def window_targets(batch: Batch) -> tuple[Positions, Tensor]:
     """Every event of windows as something to predict from what came before it in its window.
 

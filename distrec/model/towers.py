@@ -14,23 +14,27 @@ from torch import Tensor, nn
 from distrec.batch import Batch, ItemBatch, Jagged
 from distrec.columns import UNKNOWN_INDEX
 from distrec.config import ModelConfig
-from distrec.model.features import FeatureEncoder, keep_values
+from distrec.model.features import FeatureEncoder
 from distrec.model.layers import CrossNetwork, MultiLayerPerceptron
-from distrec.model.positions import Positions, at, padded_places
+from distrec.model.positions import Positions, at, sums_before
 from distrec.model.spec import ModelSpec
 from distrec.sharding.lookup import Request
 from distrec.sharding.plan import TableSpec
 
 USER_TABLE = "user"
 ITEM_TABLE = "item"
-ITEM_OUTPUT_TABLE = "item_output"
-ITEM_HISTORY_TABLE = "item_history"
-HISTORY_ROWS = "user.history_rows"
+NEIGHBOR_ROWS = "user.neighbor_rows"
 
 
 def trained_index(item_index: Tensor, num_trained_items: int) -> Tensor:
     """Item indexes with those that train never saw replaced by the unknown one."""
     return item_index.masked_fill(item_index >= num_trained_items, UNKNOWN_INDEX)
+
+
+def trained_history(batch: Batch, num_trained_items: int) -> Jagged:
+    """The history, with items that train never saw replaced by the unknown one."""
+    history = batch.history
+    return Jagged(trained_index(history.values, num_trained_items), history.offsets)
 
 
 def with_unknown(index: Tensor, appended: bool) -> Jagged:
@@ -126,14 +130,23 @@ class ItemRowTower(Tower):
 class CollaborativeTower(ItemRowTower):
     """Matrix factorisation: a row a user, a row an item.
 
+    With model.cf_history = "mean" a user is the row and the mean of the item rows of the history:
+    one step of graph convolution, so that who had the same items is alike. It takes no table of its
+    own, and is symmetric: what i says of j, j says of i. The autoencoder's bag is not: its input
+    rows are a table of their own, as the y of SVD++.
+
     Source: Koren, Bell and Volinsky 2009, "Matrix Factorization Techniques for Recommender
-    Systems".
+    Systems"; the mean: Kabbur, Ning and Karypis 2013, "FISM: Factored Item Similarity Models for
+    Top-N Recommender Systems", and He et al. 2020, arXiv:2002.02126 (LightGCN).
     """
+
+    history_rows = (NEIGHBOR_ROWS,)
 
     def __init__(self, spec: ModelSpec, config: ModelConfig) -> None:
         super().__init__(spec.num_trained_items, ITEM_TABLE)
         self.spec = spec
         self.embedding_dim = config.embedding_dim
+        self.adds_history = config.cf_history == "mean"
 
     def table_specs(self) -> tuple[TableSpec, ...]:
         """The user and the item table."""
@@ -145,9 +158,16 @@ class CollaborativeTower(ItemRowTower):
     def user_requests(
         self, batch: Batch, with_unknown_row: bool, positions: Positions | None
     ) -> dict[str, Request]:
-        """The user's row."""
+        """The user's row; with cf_history the mean of the history, or a row an event."""
         bags = with_unknown(batch.user_index, with_unknown_row)
-        return {"user.id": Request(USER_TABLE, bags, "none")}
+        requests = {"user.id": Request(USER_TABLE, bags, "none")}
+        if self.adds_history:
+            history = trained_history(batch, self.num_trained_items)
+            if positions is None:
+                requests["user.neighbors"] = Request(ITEM_TABLE, history, "mean")
+            else:
+                requests[NEIGHBOR_ROWS] = Request(ITEM_TABLE, history, "none")
+        return requests
 
     def encode_users(
         self,
@@ -156,89 +176,14 @@ class CollaborativeTower(ItemRowTower):
         withheld: Tensor | None,
         positions: Positions | None,
     ) -> Tensor:
-        """The user's row."""
-        return at(positions, replace_withheld(rows["user.id"], withheld))
-
-
-class AutoencoderTower(ItemRowTower):
-    """Denoising autoencoder: the bag of the history through an MLP, against an output row an item.
-
-    The bag is the sum of the input rows over the root of the history's length; in training a share
-    of the items is withheld and the rest scaled up, as dropout does. The MLP adds to the bag, so
-    that the linear item-to-item model is there from the first step.
-
-    Source: Liang et al. 2018, arXiv:1802.05814 (Mult-DAE), section 2; with a sum of rows in place
-    of the first layer, which is the same product.
-    """
-
-    history_rows = (HISTORY_ROWS,)
-
-    def __init__(self, spec: ModelSpec, config: ModelConfig) -> None:
-        output = ITEM_TABLE if config.share_item_embedding else ITEM_OUTPUT_TABLE
-        super().__init__(spec.num_trained_items, output)
-        self.spec = spec
-        self.embedding_dim = config.embedding_dim
-        self.input_dropout = config.input_dropout
-        self.network = MultiLayerPerceptron(
-            self.embedding_dim, config.autoencoder_hidden, self.embedding_dim, config.dropout
-        )
-
-    def table_specs(self) -> tuple[TableSpec, ...]:
-        """The input table and the output table, which may be the collaborative tower's."""
-        output = TableSpec(self.item_table, self.spec.num_trained_items, self.embedding_dim)
-        return (self.history_spec(), output)
-
-    def history_spec(self) -> TableSpec:
-        """The input table."""
-        return TableSpec(ITEM_HISTORY_TABLE, self.spec.num_trained_items, self.embedding_dim)
-
-    def user_requests(
-        self, batch: Batch, with_unknown_row: bool, positions: Positions | None
-    ) -> dict[str, Request]:
-        """The sum over the history; withheld items are not asked for, so no row travels.
-
-        With positions, a row an event: each position has a sum of its own.
-        """
-        history = Jagged(
-            trained_index(batch.history.values, self.spec.num_trained_items), batch.history.offsets
-        )
-        if positions is not None:
-            return {HISTORY_ROWS: Request(ITEM_HISTORY_TABLE, history, "none")}
-        if self.training and self.input_dropout > 0:
-            draws = torch.rand(len(history.values), device=history.values.device)
-            history = keep_values(history, draws >= self.input_dropout)
-        return {"user.history": Request(ITEM_HISTORY_TABLE, history, "sum")}
-
-    def encode_users(
-        self,
-        batch: Batch,
-        rows: Mapping[str, Tensor],
-        withheld: Tensor | None,
-        positions: Positions | None,
-    ) -> Tensor:
-        """The encoded history; an empty one gives what the MLP makes of zeros."""
-        lengths = batch.history.lengths if positions is None else positions.length
+        """The user's row, and with cf_history the mean of those of the history."""
+        users = at(positions, replace_withheld(rows["user.id"], withheld))
+        if not self.adds_history:
+            return users
         if positions is None:
-            bag = rows["user.history"]
-        else:
-            bag = self._bags_before(batch.history, rows[HISTORY_ROWS], positions)
-        kept_share = 1.0 - self.input_dropout if self.training else 1.0
-        scale = lengths.clamp(min=1).to(torch.float32).sqrt() * kept_share
-        bag = bag / scale.unsqueeze(1)
-        encoded: Tensor = bag + self.network(bag)
-        return encoded
-
-    def _bags_before(self, history: Jagged, rows: Tensor, positions: Positions) -> Tensor:
-        """The sum of the rows that each position sees, some of them withheld: (P, D)."""
-        if self.training and self.input_dropout > 0:
-            draws = torch.rand(len(rows), 1, device=rows.device)
-            rows = rows * (draws >= self.input_dropout)
-        size = history.batch_size
-        stride = 1 + (int(history.lengths.max()) if size else 0)
-        padded = rows.new_zeros(size * stride, rows.shape[1])
-        padded = padded.index_copy(0, padded_places(history, stride, shift=1), rows)
-        sums = padded.view(size, stride, rows.shape[1]).cumsum(1).flatten(0, 1)
-        return sums[positions.example * stride + positions.length]
+            return users + rows["user.neighbors"]
+        sums = sums_before(batch.history, rows[NEIGHBOR_ROWS], positions)
+        return users + sums / positions.length.clamp(min=1).unsqueeze(1)
 
 
 class DeepTower(Tower):

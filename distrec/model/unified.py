@@ -18,6 +18,7 @@ from distrec.batch import Batch, ItemBatch
 from distrec.columns import FIRST_INDEX, ITEM_ID, USER_ID
 from distrec.config import ModelConfig
 from distrec.model.adapters import freeze
+from distrec.model.autoencoder import AutoencoderTower
 from distrec.model.content import ContentTower
 from distrec.model.features import has_features
 from distrec.model.layers import Gate, PairHead
@@ -26,7 +27,6 @@ from distrec.model.sequence import SequenceTower
 from distrec.model.spec import ModelSpec
 from distrec.model.towers import (
     USER_TABLE,
-    AutoencoderTower,
     CollaborativeTower,
     DeepTower,
     Tower,

@@ -173,6 +173,18 @@ def test_score_of_one_tower_is_the_inner_product_of_rows_plus_bias() -> None:
     np.testing.assert_allclose((users @ items.T).detach().numpy(), expected, rtol=1e-5)
 
 
+def test_a_user_is_the_row_and_the_mean_of_the_items_had_before() -> None:
+    model = make_model(towers=("cf",), cf_history="mean")
+    assert {spec.name for spec in model.table_specs()} == {"user", "item", "item_bias"}
+    tables = InMemoryTables(model)
+    users, _ = encode(model, tables, BATCH, make_catalogue())
+    user, item = (tables.weights[name].detach().numpy() for name in ("user", "item"))
+    bags = [[3, 4], [], [2, 3, 5, 6], [1]]  # item 9 is cold, so unknown
+    means = [item[bag].mean(axis=0) if bag else np.zeros(8) for bag in bags]
+    expected = user[[2, 3, 5, 1]] + np.stack(means)
+    np.testing.assert_allclose(users[:, :-1].detach().numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_history_is_summed_over_the_root_of_its_length() -> None:
     model = make_model(towers=("autoencoder",), autoencoder_hidden=())
     with torch.no_grad():

@@ -138,8 +138,8 @@ def test_others_in_the_batch_change_nothing(kind: str) -> None:
 @pytest.mark.parametrize("kind", ATTENTIONS)
 def test_a_position_is_the_history_up_to_there(kind: str) -> None:
     """Of every tower and the gate: nothing later is seen."""
-    model = disturbed(make_model(towers=ALL_TOWERS, sequence_attention=kind))
-    tables = InMemoryTables(model)
+    model = make_model(towers=ALL_TOWERS, sequence_attention=kind, cf_history="mean")
+    tables = InMemoryTables(disturbed(model))
     batch = timed_batch()
     places = [(2, 0), (2, 1), (2, 3), (0, 1), (1, 0), (2, 4)]
     positions = Positions(*(torch.tensor(column) for column in zip(*places, strict=True)))
@@ -246,7 +246,7 @@ def test_windows_teach_what_their_events_teach(kind: str) -> None:
     """The loss, its weight and every gradient; of the towers all at once."""
     results = []
     for train_rows, batch in (("windows", WINDOWS), ("events", events_batch(EVENTS))):
-        model = disturbed(make_model(towers=ALL_TOWERS))
+        model = disturbed(make_model(towers=ALL_TOWERS, cf_history="mean"))
         tables = InMemoryTables(model)
         settings = {"kind": kind, "num_negatives": 5, "l2": 0.0, "label_smoothing": 0.0}
         objective = Objective(

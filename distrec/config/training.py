@@ -179,6 +179,14 @@ class ModelConfig(Section):
     """Share of user ids and item ids replaced by the unknown id in training, so that the other
     towers learn to stand in for it; also of examples whose context, which scoring lacks, is
     withheld."""
+    augment: tuple[Literal["crop", "reorder"], ...] = ()
+    """In training a history is changed in one of these ways, as likely each. crop: all but one
+    stretch of it is cut off. reorder: the items of one stretch change places. input_dropout and
+    sequence_mask, which withhold items, are apart from it."""
+    augment_rate: float = Field(default=0.3, gt=0, lt=1)
+    """Share of a history's events that is cut off or changes places."""
+    augment_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of the examples whose history is changed."""
     normalize: bool = False
     """Tower vectors of length one (cosine), with `temperature`."""
     temperature: float = Field(default=1.0, gt=0)
@@ -195,6 +203,8 @@ class ModelConfig(Section):
                 f"frozen names some of the towers, each once. Received: {list(self.frozen)} of "
                 f"{list(self.towers)}"
             )
+        if len(set(self.augment)) != len(self.augment):
+            raise ValueError(f"augment names each change once. Received: {list(self.augment)}")
         if self.adapter_rank and not self.frozen:
             raise ValueError(
                 "adapters stand beside what is frozen. Received: adapter_rank = "

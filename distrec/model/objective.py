@@ -18,6 +18,7 @@ from distrec.columns import FIRST_INDEX
 from distrec.config import LossConfig
 from distrec.dataset import TrainRows
 from distrec.errors import ConfigError, DataError
+from distrec.model.augmentation import augment
 from distrec.model.losses import (
     binary_loss,
     calibration_exponent,
@@ -77,6 +78,19 @@ class Targets:
     places: Tensor
     labels: Tensor
     weights: Tensor
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A batch as the model sees it in a step.
+
+    Args:
+        batch: Its histories perhaps changed, see `augment`.
+        targets: What it teaches.
+    """
+
+    batch: Batch
+    targets: Targets
 
 
 def resolve_loss_kind(spec: ModelSpec, config: LossConfig) -> LossKind:
@@ -181,7 +195,7 @@ class Objective:
         self._sampler = NegativeSampler(
             self._items.count, config.negatives, config.sampling_power, config.num_negatives, seed
         )
-        self._latest_targets: tuple[Batch, Targets] | None = None
+        self._latest_inputs: tuple[Batch, Inputs] | None = None
         self._latest: tuple[Batch, int, Candidates] | None = None
 
     def _check(self, catalogue: ItemBatch) -> None:
@@ -201,8 +215,9 @@ class Objective:
     def requests(self, batch: Batch, global_step: int) -> dict[str, Request]:
         """The rows that `loss_sum` needs, for one look-up. Collective with in-batch negatives."""
         items = self._candidates(batch, global_step).items
-        positions = self._targets(batch).positions
-        return {**self.model.user_requests(batch, positions), **self.model.item_requests(items)}
+        inputs = self._inputs(batch)
+        requests = self.model.user_requests(inputs.batch, inputs.targets.positions)
+        return {**requests, **self.model.item_requests(items)}
 
     def loss_sum(
         self, batch: Batch, rows: Mapping[str, Tensor], global_step: int
@@ -218,7 +233,8 @@ class Objective:
             The sum with L2, float32 scalar, and its parts "loss" and "l2" as numbers.
         """
         candidates = self._candidates(batch, global_step)
-        targets = self._targets(batch)
+        inputs = self._inputs(batch)
+        batch, targets = inputs.batch, inputs.targets
         users = self.model.encode_users(batch, rows, targets.positions)
         items = self.model.encode_items(candidates.items, rows)
         loss = self._loss_sum(targets, candidates, users, items)
@@ -231,7 +247,7 @@ class Objective:
 
     def weight_sum(self, batch: Batch) -> Tensor:
         """This rank's part of what the trainer divides by: float32 scalar."""
-        return self._targets(batch).weights.sum()
+        return self._inputs(batch).targets.weights.sum()
 
     def _loss_sum(
         self, targets: Targets, candidates: Candidates, users: Tensor, items: Tensor
@@ -262,11 +278,14 @@ class Objective:
         )
         return lambda own, others, hits: sampled_binary_loss(own, others, times, hits, beta)
 
-    def _targets(self, batch: Batch) -> Targets:
-        # asked for more than once a step
-        if self._latest_targets is None or self._latest_targets[0] is not batch:
-            self._latest_targets = batch, self._find_targets(batch)
-        return self._latest_targets[1]
+    def _inputs(self, batch: Batch) -> Inputs:
+        # asked for more than once a step, and partly drawn
+        if self._latest_inputs is None or self._latest_inputs[0] is not batch:
+            changed, config = batch, self.model.config
+            if self.model.training:
+                changed = augment(batch, config.augment, config.augment_rate, config.augment_share)
+            self._latest_inputs = batch, Inputs(changed, self._find_targets(changed))
+        return self._latest_inputs[1]
 
     def _find_targets(self, batch: Batch) -> Targets:
         positions, item_index = None, batch.item_index
@@ -289,7 +308,8 @@ class Objective:
         return candidates
 
     def _choose(self, batch: Batch, global_step: int) -> Candidates:
-        wanted = self._targets(batch).places
+        targets = self._inputs(batch).targets
+        wanted = targets.places
         if self._places is not None:
             wanted = self._places[wanted].clamp(min=0)
         none, no_weights = wanted.new_empty(0), torch.empty(0)
@@ -299,11 +319,10 @@ class Objective:
             needed, places = torch.unique(wanted, return_inverse=True)
             items = select_items(self._items, needed)
             return Candidates(items, places, none, no_weights, no_weights)
-        targets = None
+        of_all = None
         if self._sampler.uses_targets:
-            own = wanted[self._targets(batch).weights > 0]
-            targets = self.collectives.allgather(own, "loss.targets")
-        drawn = self._sampler.draw(global_step, targets)
+            of_all = self.collectives.allgather(wanted[targets.weights > 0], "loss.targets")
+        drawn = self._sampler.draw(global_step, of_all)
         both = torch.cat([wanted, drawn.places.to(self.device)])
         needed, places = torch.unique(both, return_inverse=True)
         return Candidates(

@@ -1,0 +1,114 @@
+"""Changed histories: what stays, what moves, and that windows still teach what comes next."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from distrec.batch import Batch, Jagged
+from distrec.config import LossConfig
+from distrec.model import Objective
+from distrec.model.augmentation import augment
+from tests.unit.test_model import InMemoryTables, make_batch, make_catalogue, make_model
+
+LENGTHS = (10, 0, 1, 7)
+COPIES = 200
+
+
+def long_batch() -> Batch:
+    """Each item once in a history, and its time ten times its place."""
+    histories = [list(range(20, 20 + length)) for length in LENGTHS] * COPIES
+    size = len(histories)
+    batch = make_batch([2] * size, [3] * size, histories)
+    times = [[10 * place for place in range(len(history))] for history in histories]
+    return replace(batch, history_times=Jagged.from_lists(times))
+
+
+def bags(values: Jagged) -> list[list[int]]:
+    return [part.tolist() for part in values.values.split(values.lengths.tolist())]
+
+
+def test_crop_keeps_one_stretch_with_its_times() -> None:
+    torch.manual_seed(0)
+    batch = long_batch()
+    found = augment(batch, ("crop",), 0.3)
+    assert torch.equal(found.num_events, batch.num_events)
+    starts = set()
+    for row, (items, times) in enumerate(
+        zip(bags(found.history), bags(found.history_times), strict=True)
+    ):
+        # 10 - 3, 0, 1 and 7 - 2
+        assert len(items) == (7, 0, 1, 5)[row % 4]
+        assert items == list(range(items[0], items[0] + len(items))) if items else True
+        assert times == [10 * (item - 20) for item in items]
+        if row % 4 == 0:
+            starts.add(items[0] - 20)
+    assert starts == {0, 1, 2, 3}
+
+
+def test_reorder_moves_the_items_of_one_stretch_and_no_time() -> None:
+    torch.manual_seed(0)
+    batch = long_batch()
+    found = augment(batch, ("reorder",), 0.4)
+    assert torch.equal(found.history_times.values, batch.history_times.values)
+    first, last, moved = set(), set(), 0
+    for row, items in enumerate(bags(found.history)):
+        length = LENGTHS[row % 4]
+        assert sorted(items) == list(range(20, 20 + length))
+        places = [place for place, item in enumerate(items) if item != 20 + place]
+        if length == 10 and places:
+            moved += 1
+            # four at most
+            assert places[-1] - places[0] < 4
+            first.add(places[0])
+            last.add(places[-1])
+    # one in 24 orders is the old one
+    assert moved > 0.9 * COPIES
+    assert first >= set(range(7))
+    assert last >= set(range(3, 10))
+
+
+def test_a_share_of_the_histories_and_one_change_each() -> None:
+    torch.manual_seed(0)
+    batch = long_batch()
+    found = augment(batch, ("crop", "reorder"), 0.5, share=0.6)
+    rows = list(zip(bags(batch.history), bags(found.history), strict=True))[::4]
+    cropped = sum(len(new) < len(old) for old, new in rows)
+    moved = sum(len(new) == len(old) and new != old for old, new in rows)
+    assert 40 < cropped < 80
+    assert 40 < moved < 80
+    # what was cut is in order
+    assert all(new == sorted(new) for old, new in rows if len(new) < len(old))
+    assert augment(batch, (), 0.5) is batch
+    assert augment(batch, ("crop",), 0.5, share=0.0) is batch
+
+
+def test_windows_teach_what_comes_next_in_the_changed_history() -> None:
+    settings = {"augment": ("crop",), "augment_rate": 0.5, "augment_share": 1.0}
+    model = make_model(towers=("autoencoder",), **settings)
+    objective = Objective(model, make_catalogue(), LossConfig(kind="softmax"), 1, "windows")
+    torch.manual_seed(0)
+    batch = make_batch([2], [7], [[2, 3, 4, 5]])
+    batch = replace(batch, history_times=Jagged.from_lists([[1, 2, 3, 4]]), time=torch.tensor([9]))
+    requests = objective.requests(batch, 0)
+    seen = requests["user.history_rows"].ids.values.tolist()
+    assert len(seen) == 2
+    assert seen[1] == seen[0] + 1
+    # of a window that is cut its first event is no target: the second, and the example's own
+    assert objective.weight_sum(batch) == 2
+    loss = objective.loss_sum(batch, InMemoryTables(model)(requests), 0)[0]
+    assert loss.isfinite()
+    model.eval()
+    other = replace(batch)
+    assert len(objective.requests(other, 0)["user.history_rows"].ids.values) == 4
+    assert objective.weight_sum(other) == 5
+
+
+def test_events_keep_their_target() -> None:
+    model = make_model(towers=("autoencoder",), augment=("crop",), augment_share=1.0)
+    objective = Objective(model, make_catalogue(), LossConfig(kind="softmax"), 1)
+    batch = make_batch([2, 3], [7, 4], [[2, 3, 4, 5], [6]])
+    requests = objective.requests(batch, 0)
+    assert requests["user.history"].ids.lengths.tolist() == [3, 1]
+    assert objective.weight_sum(batch) == 3.0

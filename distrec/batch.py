@@ -113,6 +113,21 @@ class Batch:
         """B."""
         return len(self.user_index)
 
+    def select(self, positions: Tensor) -> Batch:
+        """The examples at the given positions, int64 (M,), in that order."""
+        return Batch(
+            user_index=self.user_index[positions],
+            item_index=self.item_index[positions],
+            time=self.time[positions],
+            labels=self.labels[positions],
+            weights=self.weights[positions],
+            num_events=self.num_events[positions],
+            history=self.history.select(positions),
+            history_times=self.history_times.select(positions),
+            ids={name: bags.select(positions) for name, bags in self.ids.items()},
+            dense=self.dense[positions],
+        )
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
         if self.user_index.device == device:

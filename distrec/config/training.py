@@ -245,6 +245,12 @@ class LossConfig(Section):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """softmax: share of the target spread over the catalogue; binary: how far labels move towards
     one half."""
+    contrastive: float = Field(default=0.0, ge=0)
+    """Weight of a term that holds each user's history, seen in two ways, to be more like itself
+    than like those of the other users of a rank's part of the batch (InfoNCE), by the towers that
+    read histories. The two ways: model.augment, and what the towers drop out."""
+    contrastive_temperature: float = Field(default=0.2, gt=0)
+    """Cosines of histories are divided by it."""
     l2: float = Field(default=1e-5, ge=0)
     """Weight of the squared norm of the embeddings that an example uses."""
 

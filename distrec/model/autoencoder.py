@@ -34,6 +34,7 @@ class AutoencoderTower(ItemRowTower):
     """
 
     history_rows = (HISTORY_ROWS,)
+    reads_history = True
 
     def __init__(self, spec: ModelSpec, config: ModelConfig) -> None:
         output = ITEM_TABLE if config.share_item_embedding else ITEM_OUTPUT_TABLE

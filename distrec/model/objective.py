@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +18,8 @@ from distrec.config import LossConfig
 from distrec.dataset import TrainRows
 from distrec.errors import ConfigError, DataError
 from distrec.model.augmentation import augment
+from distrec.model.contrastive import contrastive_loss, draw_views, view_requests
+from distrec.model.loss_kind import LABELLED, resolve_loss_kind
 from distrec.model.losses import (
     binary_loss,
     calibration_exponent,
@@ -31,17 +32,9 @@ from distrec.model.losses import (
 )
 from distrec.model.positions import Positions, at, window_targets
 from distrec.model.sampling import NegativeSampler
-from distrec.model.spec import ModelSpec
 from distrec.model.unified import UnifiedModel
 from distrec.sharding.collectives import Collectives, OneProcess
 from distrec.sharding.lookup import Request
-
-LossKind = Literal["softmax", "sampled_softmax", "sampled_binary", "bpr", "binary", "squared"]
-SAMPLED = ("sampled_softmax", "sampled_binary", "bpr")
-# of every example's label
-LABELLED = ("binary", "squared")
-# a number that is added to every score is not learned from them
-RELATIVE = ("softmax", "sampled_softmax", "bpr")
 
 
 @dataclass(frozen=True)
@@ -87,41 +80,12 @@ class Inputs:
     Args:
         batch: Its histories perhaps changed, see `augment`.
         targets: What it teaches.
+        views: Its users' histories twice more, for loss.contrastive.
     """
 
     batch: Batch
     targets: Targets
-
-
-def resolve_loss_kind(spec: ModelSpec, config: LossConfig) -> LossKind:
-    """The loss that kind = "auto" stands for.
-
-    Raises:
-        ConfigError: A squared loss without ratings, or label_smoothing where it has no meaning.
-    """
-    kind: LossKind
-    if config.kind != "auto":
-        kind = config.kind
-    elif spec.rating_scale is not None:
-        kind = "squared"
-    elif spec.has_labels:
-        kind = "binary"
-    elif spec.num_trained_items - FIRST_INDEX <= config.full_softmax_items:
-        kind = "softmax"
-    else:
-        kind = "sampled_softmax"
-    if kind == "squared" and spec.rating_scale is None:
-        raise ConfigError(
-            'loss.kind = "squared" needs ratings. Received: a dataset without. Prepare it with '
-            "prepare.predict_ratings, or use another loss."
-        )
-    if kind not in ("softmax", "binary") and config.label_smoothing > 0:
-        raise ConfigError(
-            "label smoothing is for the losses softmax, over all items, and binary. "
-            f"Received: loss.label_smoothing = {config.label_smoothing} with {kind}. Set it to 0, "
-            "or loss.kind to softmax."
-        )
-    return kind
+    views: tuple[Batch, Batch] | None
 
 
 def select_items(items: ItemBatch, positions: Tensor) -> ItemBatch:
@@ -217,6 +181,8 @@ class Objective:
         items = self._candidates(batch, global_step).items
         inputs = self._inputs(batch)
         requests = self.model.user_requests(inputs.batch, inputs.targets.positions)
+        if inputs.views is not None:
+            requests |= view_requests(self.model, inputs.views)
         return {**requests, **self.model.item_requests(items)}
 
     def loss_sum(
@@ -230,20 +196,37 @@ class Objective:
             global_step: The same on every rank.
 
         Returns:
-            The sum with L2, float32 scalar, and its parts "loss" and "l2" as numbers.
+            The sum with all that is added to the loss, float32 scalar; and as numbers "loss", the
+            loss alone, and "l2".
         """
         candidates = self._candidates(batch, global_step)
         inputs = self._inputs(batch)
-        batch, targets = inputs.batch, inputs.targets
-        users = self.model.encode_users(batch, rows, targets.positions)
+        loss = self._predict(inputs, candidates, rows)
+        l2 = self.config.l2 * self._squared_norms(inputs, candidates, rows)
+        total = loss + l2
+        if inputs.views is not None:
+            temperature = self.config.contrastive_temperature
+            mean = contrastive_loss(self.model, inputs.views, rows, temperature)
+            # a mean of users counts as much as the examples that they stand for
+            total = total + self.config.contrastive * inputs.targets.weights.sum() * mean
+        return total, {"loss": float(loss.detach()), "l2": float(l2.detach())}
+
+    def _predict(
+        self, inputs: Inputs, candidates: Candidates, rows: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The weighted sum of the loss."""
+        users = self.model.encode_users(inputs.batch, rows, inputs.targets.positions)
         items = self.model.encode_items(candidates.items, rows)
-        loss = self._loss_sum(targets, candidates, users, items)
-        squared_norms = (
-            at(targets.positions, self.model.user_squared_norms(batch, rows))
-            + self.model.item_squared_norms(candidates.items, rows)[candidates.positives]
-        )
-        l2 = self.config.l2 * (targets.weights * squared_norms).sum()
-        return loss + l2, {"loss": float(loss.detach()), "l2": float(l2.detach())}
+        return self._loss_sum(inputs.targets, candidates, users, items)
+
+    def _squared_norms(
+        self, inputs: Inputs, candidates: Candidates, rows: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The weighted sum of the squared norms of the rows that each target uses."""
+        targets = inputs.targets
+        of_users = at(targets.positions, self.model.user_squared_norms(inputs.batch, rows))
+        of_items = self.model.item_squared_norms(candidates.items, rows)
+        return (targets.weights * (of_users + of_items[candidates.positives])).sum()
 
     def weight_sum(self, batch: Batch) -> Tensor:
         """This rank's part of what the trainer divides by: float32 scalar."""
@@ -281,10 +264,12 @@ class Objective:
     def _inputs(self, batch: Batch) -> Inputs:
         # asked for more than once a step, and partly drawn
         if self._latest_inputs is None or self._latest_inputs[0] is not batch:
-            changed, config = batch, self.model.config
+            changed, views, config = batch, None, self.model.config
             if self.model.training:
                 changed = augment(batch, config.augment, config.augment_rate, config.augment_share)
-            self._latest_inputs = batch, Inputs(changed, self._find_targets(changed))
+                if self.config.contrastive:
+                    views = draw_views(batch, self.model)
+            self._latest_inputs = batch, Inputs(changed, self._find_targets(changed), views)
         return self._latest_inputs[1]
 
     def _find_targets(self, batch: Batch) -> Targets:

@@ -176,6 +176,7 @@ class SequenceTower(ItemRowTower):
     """
 
     history_rows = (SEQUENCE_ROWS,)
+    reads_history = True
 
     def __init__(self, spec: ModelSpec, config: ModelConfig) -> None:
         table = ITEM_TABLE if config.share_item_embedding else ITEM_SEQUENCE_TABLE

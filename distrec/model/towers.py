@@ -66,9 +66,11 @@ class Tower(nn.Module):
 
     Attributes:
         history_rows: Names of requests that have a row an event of the history.
+        reads_history: Whether the history alone makes its user vectors.
     """
 
     history_rows: tuple[str, ...] = ()
+    reads_history = False
 
     def table_specs(self) -> tuple[TableSpec, ...]:
         """The tables that the requests read."""

@@ -102,6 +102,14 @@ class UnifiedModel(nn.Module):
     def _towers(self) -> list[Tower]:
         return [tower for tower in self.towers.values() if isinstance(tower, Tower)]
 
+    def history_towers(self) -> list[Tower]:
+        """The towers whose user vectors are made of the history alone."""
+        return [tower for tower in self._towers() if tower.reads_history]
+
+    def history_row_names(self) -> frozenset[str]:
+        """Names of requests that may have a row an event of the history."""
+        return frozenset(name for tower in self._towers() for name in tower.history_rows)
+
     @property
     def _withholds_ids(self) -> bool:
         return self.training and self.config.id_dropout > 0
@@ -241,7 +249,7 @@ class UnifiedModel(nn.Module):
         A pooled bag counts as one row, and so does a history of one row an event: as their mean. A
         withheld id still counts.
         """
-        of_events = {name for tower in self._towers() for name in tower.history_rows} & set(rows)
+        of_events = self.history_row_names() & set(rows)
         others = {name: found for name, found in rows.items() if name not in of_events}
         total = _squared_norms(others, "user.", batch.user_index)
         for name in sorted(of_events):

@@ -251,6 +251,9 @@ class LossConfig(Section):
     read histories. The two ways: model.augment, and what the towers drop out."""
     contrastive_temperature: float = Field(default=0.2, gt=0)
     """Cosines of histories are divided by it."""
+    adversarial: float = Field(default=0.0, ge=0)
+    """Above 0: the loss is also that of each example with its rows of the user side moved by so
+    much, in all, to where its loss grows fastest (FGM); a step takes up to twice as long."""
     l2: float = Field(default=1e-5, ge=0)
     """Weight of the squared norm of the embeddings that an example uses."""
 

@@ -20,7 +20,8 @@ def softmax_loss_sum(
     """Weighted sum of the cross-entropies of each user's positive among all M items.
 
     Scores are made a block of users at a time, and each block's gradients with it, so that the
-    (B, M) scores never exist at once. It is differentiable once, by users and items.
+    (B, M) scores never exist at once. It is differentiable once, by users and items; of several
+    passes over one graph only the last may scale it, for the gradients are scaled where they lie.
 
     Args:
         users: float32, (B, W).

@@ -7,6 +7,7 @@ weights over all ranks, so that N ranks compute what one computes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from distrec.columns import FIRST_INDEX
 from distrec.config import LossConfig
 from distrec.dataset import TrainRows
 from distrec.errors import ConfigError, DataError
+from distrec.model.adversarial import perturbed_rows
 from distrec.model.augmentation import augment
 from distrec.model.contrastive import contrastive_loss, draw_views, view_requests
 from distrec.model.loss_kind import LABELLED, resolve_loss_kind
@@ -201,15 +203,26 @@ class Objective:
         """
         candidates = self._candidates(batch, global_step)
         inputs = self._inputs(batch)
-        loss = self._predict(inputs, candidates, rows)
+        moves_rows = self.config.adversarial > 0
+        with self._draws_again() if moves_rows else nullcontext():
+            loss = self._predict(inputs, candidates, rows)
         l2 = self.config.l2 * self._squared_norms(inputs, candidates, rows)
         total = loss + l2
+        if moves_rows:
+            moved = perturbed_rows(
+                loss, inputs.batch, rows, self.model.history_row_names(), self.config.adversarial
+            )
+            total = total + self._predict(inputs, candidates, {**rows, **moved})
         if inputs.views is not None:
             temperature = self.config.contrastive_temperature
             mean = contrastive_loss(self.model, inputs.views, rows, temperature)
             # a mean of users counts as much as the examples that they stand for
             total = total + self.config.contrastive * inputs.targets.weights.sum() * mean
         return total, {"loss": float(loss.detach()), "l2": float(l2.detach())}
+
+    def _draws_again(self) -> AbstractContextManager[None]:
+        """What is drawn inside is drawn once more after it: another model would be attacked."""
+        return torch.random.fork_rng([self.device] if self.device.type == "cuda" else [])
 
     def _predict(
         self, inputs: Inputs, candidates: Candidates, rows: Mapping[str, Tensor]

@@ -152,6 +152,12 @@ class ModelConfig(Section):
     autoencoder_hidden: tuple[Width, ...] = (256,)
     """Widths of the hidden layers between the pooled history and the vector of the towers
     autoencoder and content."""
+    autoencoder_kl: float = Field(default=0.0, ge=0)
+    """Above 0: the autoencoder tower is a variational one (Mult-VAE), and this is the weight of its
+    divergence from the standard normal distribution. It counts for each event that is predicted,
+    where Mult-VAE counts it once for all of a user's: its 0.2 is 0.002 for users of 100 events."""
+    autoencoder_kl_steps: int = Field(default=1000, ge=1)
+    """Steps over which that weight rises from 0."""
     sequence_layers: int = Field(default=2, ge=1, le=1_000)
     """Blocks of the sequence tower's transformer."""
     sequence_heads: int = Field(default=2, ge=1)

@@ -85,7 +85,10 @@ class AutoencoderTower(ItemRowTower):
             bag = self._bags_before(batch.history, rows[HISTORY_ROWS], positions)
         kept_share = 1.0 - self.input_dropout if self.training else 1.0
         scale = lengths.clamp(min=1).to(torch.float32).sqrt() * kept_share
-        bag = bag / scale.unsqueeze(1)
+        return self._encode(bag / scale.unsqueeze(1))
+
+    def _encode(self, bag: Tensor) -> Tensor:
+        """Scaled bags, (B, D), to user vectors."""
         encoded: Tensor = bag + self.network(bag)
         return encoded
 
@@ -95,3 +98,39 @@ class AutoencoderTower(ItemRowTower):
             draws = torch.rand(len(rows), 1, device=rows.device)
             rows = rows * (draws >= self.input_dropout)
         return sums_before(history, rows, positions)
+
+
+class VariationalTower(AutoencoderTower):
+    """An autoencoder whose user vector is drawn from a normal distribution in training.
+
+    The MLP gives its mean, beside the bag, and the logarithm of its variance. What the distribution
+    costs against the standard one is kept until `take_divergence`. Outside training the vector is
+    the mean.
+
+    Source: Liang et al. 2018, arXiv:1802.05814 (Mult-VAE), section 2.
+    """
+
+    def __init__(self, spec: ModelSpec, config: ModelConfig) -> None:
+        super().__init__(spec, config)
+        self.network = MultiLayerPerceptron(
+            self.embedding_dim, config.autoencoder_hidden, 2 * self.embedding_dim, config.dropout
+        )
+        self._divergence: Tensor | None = None
+
+    def _encode(self, bag: Tensor) -> Tensor:
+        shift, log_variance = self.network(bag).chunk(2, dim=1)
+        mean: Tensor = bag + shift
+        if not self.training:
+            return mean
+        variance = log_variance.exp()
+        self._divergence = 0.5 * (mean.square() + variance - log_variance - 1.0).sum(dim=1)
+        return mean + variance.sqrt() * torch.randn_like(mean)
+
+    def take_divergence(self) -> Tensor:
+        """Kullback-Leibler divergence of each vector that was encoded last: float32, (B,) or (P,).
+
+        In training, once after each time.
+        """
+        assert self._divergence is not None
+        divergence, self._divergence = self._divergence, None
+        return divergence

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -32,72 +31,12 @@ from distrec.model.losses import (
     softmax_loss_sum,
     squared_loss,
 )
-from distrec.model.positions import Positions, at, window_targets
+from distrec.model.positions import at, window_targets
 from distrec.model.sampling import NegativeSampler
+from distrec.model.step_inputs import Candidates, Inputs, Targets, select_items
 from distrec.model.unified import UnifiedModel
 from distrec.sharding.collectives import Collectives, OneProcess
 from distrec.sharding.lookup import Request
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """The items that a step encodes.
-
-    Args:
-        items: M items.
-        positives: int64, (P,): place of each target among them; 0 where it has none.
-        negatives: int64, (S,): places of the sampled items; empty without sampling.
-        times: float32, (S,): how often each was drawn.
-        log_weights: float32, (S,): of the sampled items, see `sampled_softmax_loss`.
-    """
-
-    items: ItemBatch
-    positives: Tensor
-    negatives: Tensor
-    times: Tensor
-    log_weights: Tensor
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What a batch teaches: P items, one an example, or one an event of windows.
-
-    Args:
-        positions: Where in the histories they are predicted from; None: one an example, at its end.
-        places: int64, (P,): of their items in the catalogue; 0 where the loss does not know it.
-        labels: float32, (P,).
-        weights: float32, (P,): 0 where there is nothing to learn.
-    """
-
-    positions: Positions | None
-    places: Tensor
-    labels: Tensor
-    weights: Tensor
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """A batch as the model sees it in a step.
-
-    Args:
-        batch: Its histories perhaps changed, see `augment`.
-        targets: What it teaches.
-        views: Its users' histories twice more, for loss.contrastive.
-    """
-
-    batch: Batch
-    targets: Targets
-    views: tuple[Batch, Batch] | None
-
-
-def select_items(items: ItemBatch, positions: Tensor) -> ItemBatch:
-    """The items at the given positions (int64, (M,)), in that order."""
-    return ItemBatch(
-        item_index=items.item_index[positions],
-        count=items.count[positions],
-        ids={name: bags.select(positions) for name, bags in items.ids.items()},
-        dense=items.dense[positions],
-    )
 
 
 def _on_device(items: ItemBatch, device: torch.device) -> ItemBatch:
@@ -208,6 +147,11 @@ class Objective:
             loss = self._predict(inputs, candidates, rows)
         l2 = self.config.l2 * self._squared_norms(inputs, candidates, rows)
         total = loss + l2
+        divergence = self.model.take_divergence() if self.model.training else None
+        if divergence is not None:
+            weight = self.model.config.autoencoder_kl
+            weight *= min(1.0, (global_step + 1) / self.model.config.autoencoder_kl_steps)
+            total = total + weight * (inputs.targets.weights * divergence).sum()
         if moves_rows:
             moved = perturbed_rows(
                 loss, inputs.batch, rows, self.model.history_row_names(), self.config.adversarial

@@ -1,7 +1,7 @@
 """The towers: each asks for embedding rows and turns them into a user and an item vector.
 
 A tower's part of a score is the inner product of its two vectors. A new tower is a class with the
-methods of `Tower` and a line in `unified.TOWERS`.
+methods of `Tower` and a line in `registry.TOWERS`.
 """
 
 from __future__ import annotations

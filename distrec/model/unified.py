@@ -18,17 +18,14 @@ from distrec.batch import Batch, ItemBatch
 from distrec.columns import FIRST_INDEX, ITEM_ID, USER_ID
 from distrec.config import ModelConfig
 from distrec.model.adapters import freeze
-from distrec.model.autoencoder import AutoencoderTower
-from distrec.model.content import ContentTower
+from distrec.model.autoencoder import VariationalTower
 from distrec.model.features import has_features
 from distrec.model.layers import Gate, PairHead
 from distrec.model.positions import Positions, at
-from distrec.model.sequence import SequenceTower
+from distrec.model.registry import TOWERS, tower_class
 from distrec.model.spec import ModelSpec
 from distrec.model.towers import (
     USER_TABLE,
-    CollaborativeTower,
-    DeepTower,
     Tower,
     replace_withheld,
     trained_index,
@@ -37,13 +34,6 @@ from distrec.model.towers import (
 from distrec.sharding.lookup import Request
 from distrec.sharding.plan import TableSpec
 
-TOWERS: Mapping[str, type[Tower]] = {
-    "cf": CollaborativeTower,
-    "autoencoder": AutoencoderTower,
-    "sequence": SequenceTower,
-    "deep": DeepTower,
-    "content": ContentTower,
-}
 BIAS_TABLE = "item_bias"
 USER_BIAS_TABLE = "user_bias"
 # the kernels want rows of a multiple of four numbers; the bias is their sum
@@ -83,7 +73,9 @@ class UnifiedModel(nn.Module):
         self.spec = spec
         self.config = config
         self.tower_names = tuple(name for name in TOWERS if name in config.towers)
-        self.towers = nn.ModuleDict({name: TOWERS[name](spec, config) for name in self.tower_names})
+        self.towers = nn.ModuleDict(
+            {name: tower_class(name, config)(spec, config) for name in self.tower_names}
+        )
         for name in config.frozen:
             freeze(self.towers[name], config.adapter_rank)
         num_towers = len(self.tower_names)
@@ -210,6 +202,11 @@ class UnifiedModel(nn.Module):
         if self.spec.is_absolute:
             parts.append(_ones(vectors))
         return torch.cat(parts, dim=1)
+
+    def take_divergence(self) -> Tensor | None:
+        """Of the variational autoencoder, for the users encoded last in training; see there."""
+        tower = self.towers["autoencoder"] if "autoencoder" in self.tower_names else None
+        return tower.take_divergence() if isinstance(tower, VariationalTower) else None
 
     def pair_scores(self, users: Tensor, items: Tensor) -> Tensor:
         """Scores of B pairs: inner products, and with model.pair_crosses what the head adds.

@@ -25,8 +25,8 @@ from distrec.model.losses import (
     softmax_loss_sum,
     squared_loss,
 )
-from distrec.model.objective import select_items
 from distrec.model.sampling import Negatives, NegativeSampler
+from distrec.model.step_inputs import select_items
 from tests.unit.test_model import (
     BATCH,
     SPEC,

@@ -256,8 +256,8 @@ class PrepareConfig(Section):
     label_from_rating: bool = False
     """Label = rating >= min_rating, and negatives are kept."""
     predict_ratings: bool = False
-    """Label = rating, for loss.kind = "squared" and the metrics rmse and mae. Every rating is an
-    event; those of 0 or less are in no history and no target of a ranking."""
+    """Label = rating, for the losses squared and ordinal and the metrics rmse and mae. Every rating
+    is an event; those of 0 or less are in no history and no target of a ranking."""
     event_types: tuple[str, ...] = ()
     """Kinds of event that are kept; all when empty."""
     hash_users: bool = False

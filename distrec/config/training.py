@@ -175,6 +175,10 @@ class ModelConfig(Section):
     pair_crosses: int = Field(default=0, ge=0, le=1_000)
     """binary and squared: cross layers over the vectors of user and item side by side, with an MLP
     of deep_hidden, whose output is added to the score of an example. Lists are ranked without."""
+    rating_levels: int = Field(default=0, ge=0, le=1_000)
+    """loss.kind = "ordinal": how many ratings there are, evenly from the lowest to the highest: 5
+    for whole stars from 1 to 5, 10 for half ones from 0.5. A rating between two counts as the
+    nearer one."""
     gate_hidden: int = Field(default=16, ge=1, le=65_536)
     """Width of the hidden layer of the gate."""
     dropout: float = Field(default=0.2, ge=0, lt=1)
@@ -209,6 +213,11 @@ class ModelConfig(Section):
                 f"frozen names some of the towers, each once. Received: {list(self.frozen)} of "
                 f"{list(self.towers)}"
             )
+        if self.rating_levels in (1, 2):
+            raise ValueError(
+                "ordered ratings are at least three. Received: rating_levels = "
+                f"{self.rating_levels}. Set it to 0, or use labels and a binary loss for two"
+            )
         if len(set(self.augment)) != len(self.augment):
             raise ValueError(f"augment names each change once. Received: {list(self.augment)}")
         if self.adapter_rank and not self.frozen:
@@ -228,11 +237,19 @@ class LossConfig(Section):
     """What is minimised."""
 
     kind: Literal[
-        "auto", "softmax", "sampled_softmax", "sampled_binary", "bpr", "binary", "squared"
+        "auto",
+        "softmax",
+        "sampled_softmax",
+        "sampled_binary",
+        "bpr",
+        "binary",
+        "squared",
+        "ordinal",
     ] = "auto"
     """softmax over the whole catalogue; sampled_softmax with logQ correction; sampled_binary
     cross-entropy of positives and sampled negatives; bpr: positives above sampled negatives; binary
-    cross-entropy on label; squared difference from the rating. auto: squared on ratings, binary
+    cross-entropy on label; squared difference from the rating; ordinal: likelihood of the
+    rating among model.rating_levels ordered ones. auto: squared on ratings, binary
     when the data has labels, else softmax up to full_softmax_items items, else sampled_softmax."""
     full_softmax_items: int = Field(default=20_000, ge=1)
     """auto: largest catalogue for the full softmax."""

@@ -141,10 +141,16 @@ class Config(Section):
                 'loss.kind = "binary" needs labels. Received: neither prepare.events.label nor '
                 "prepare.label_from_rating. Name the label, or use a softmax loss"
             )
-        if self.loss.kind == "squared" and not self.prepare.predict_ratings:
+        if self.loss.kind in ("squared", "ordinal") and not self.prepare.predict_ratings:
             raise ValueError(
-                'loss.kind = "squared" needs ratings. Received: no prepare.predict_ratings. Set '
-                "it, or use another loss"
+                f'loss.kind = "{self.loss.kind}" needs ratings. Received: no '
+                "prepare.predict_ratings. Set it, or use another loss"
+            )
+        if (self.loss.kind == "ordinal") != (self.model.rating_levels > 0):
+            raise ValueError(
+                'loss.kind = "ordinal" and model.rating_levels go together. Received: '
+                f"rating_levels = {self.model.rating_levels} with kind = {self.loss.kind!r}. Set "
+                "both, or neither"
             )
         self._check_contrastive()
         if self.model.frozen and self.train.warm_start is None:

@@ -45,7 +45,7 @@ class Encoder(Protocol):
     def encode_items(self, items: ItemBatch, rows: Mapping[str, Tensor]) -> Tensor:
         """Item vectors, (M, W)."""
 
-    def pair_scores(self, users: Tensor, items: Tensor) -> Tensor:
+    def example_scores(self, users: Tensor, items: Tensor) -> Tensor:
         """Scores of B pairs of vectors, (B,)."""
 
 
@@ -142,13 +142,13 @@ class ModelScorer:
 
         Returns:
             float32, (B,), log odds where the loss is binary, what `rating_of_score` takes where it
-            is squared; bool, (B,). Where False the score means nothing.
+            is of ratings; bool, (B,). Where False the score means nothing.
         """
         users = self._users(batch)
         positions = batch.item_index.to(users.device) - FIRST_INDEX
         is_known = (positions >= 0) & (positions < len(self.item_vectors))
         items = self.item_vectors[torch.where(is_known, positions, 0)].to(self.model_device)
-        return self.model.pair_scores(users.to(self.model_device), items), is_known
+        return self.model.example_scores(users.to(self.model_device), items), is_known
 
 
 def rows_per_block(num_columns: int) -> int:

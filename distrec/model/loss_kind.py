@@ -9,10 +9,12 @@ from distrec.config import LossConfig
 from distrec.errors import ConfigError
 from distrec.model.spec import ModelSpec
 
-LossKind = Literal["softmax", "sampled_softmax", "sampled_binary", "bpr", "binary", "squared"]
+LossKind = Literal[
+    "softmax", "sampled_softmax", "sampled_binary", "bpr", "binary", "squared", "ordinal"
+]
 SAMPLED = ("sampled_softmax", "sampled_binary", "bpr")
 # of every example's label
-LABELLED = ("binary", "squared")
+LABELLED = ("binary", "squared", "ordinal")
 # a number that is added to every score is not learned from them
 RELATIVE = ("softmax", "sampled_softmax", "bpr")
 
@@ -21,7 +23,7 @@ def resolve_loss_kind(spec: ModelSpec, config: LossConfig) -> LossKind:
     """The loss that kind = "auto" stands for.
 
     Raises:
-        ConfigError: A squared loss without ratings, or label_smoothing where it has no meaning.
+        ConfigError: A loss of ratings without ratings, or label_smoothing where it has no meaning.
     """
     kind: LossKind
     if config.kind != "auto":
@@ -34,9 +36,9 @@ def resolve_loss_kind(spec: ModelSpec, config: LossConfig) -> LossKind:
         kind = "softmax"
     else:
         kind = "sampled_softmax"
-    if kind == "squared" and spec.rating_scale is None:
+    if kind in ("squared", "ordinal") and spec.rating_scale is None:
         raise ConfigError(
-            'loss.kind = "squared" needs ratings. Received: a dataset without. Prepare it with '
+            f'loss.kind = "{kind}" needs ratings. Received: a dataset without. Prepare it with '
             "prepare.predict_ratings, or use another loss."
         )
     if kind not in ("softmax", "binary") and config.label_smoothing > 0:

@@ -31,6 +31,7 @@ from distrec.model.losses import (
     softmax_loss_sum,
     squared_loss,
 )
+from distrec.model.ordinal import ordinal_loss
 from distrec.model.positions import at, window_targets
 from distrec.model.sampling import NegativeSampler
 from distrec.model.step_inputs import Candidates, Inputs, Targets, select_items
@@ -86,6 +87,12 @@ class Objective:
             raise ConfigError(
                 "model.pair_crosses is for losses of labels, binary and squared. Received: "
                 f"pair_crosses = {model.config.pair_crosses} with {self.kind}. Set it to 0."
+            )
+        if (self.kind == "ordinal") != (model.thresholds is not None):
+            raise ConfigError(
+                'loss.kind = "ordinal" and model.rating_levels go together. Received: '
+                f"rating_levels = {model.config.rating_levels} with {self.kind}. Set both, or "
+                "neither."
             )
         self.device = model.global_bias.device
         self.collectives = collectives or OneProcess(self.device)
@@ -198,6 +205,10 @@ class Objective:
         if self.kind in LABELLED:
             scores = self.model.pair_scores(users, items[candidates.positives])
             scale = self.model.spec.rating_scale
+            if self.model.thresholds is not None and scale is not None:
+                thresholds = self.model.thresholds()
+                losses = ordinal_loss(scores, targets.labels, thresholds, scale)
+                return (targets.weights * losses).sum()
             if self.kind == "squared" and scale is not None:
                 return (targets.weights * squared_loss(scores, targets.labels, scale)).sum()
             return (targets.weights * binary_loss(scores, targets.labels, smoothing)).sum()

@@ -21,6 +21,7 @@ from distrec.model.adapters import freeze
 from distrec.model.autoencoder import VariationalTower
 from distrec.model.features import has_features
 from distrec.model.layers import Gate, PairHead
+from distrec.model.ordinal import RatingThresholds, score_of_levels
 from distrec.model.positions import Positions, at
 from distrec.model.registry import TOWERS, tower_class
 from distrec.model.spec import ModelSpec
@@ -85,6 +86,7 @@ class UnifiedModel(nn.Module):
         self.global_bias = nn.Parameter(torch.zeros(()))
         self._towers_width = num_towers * config.embedding_dim
         self.vector_width = self._towers_width + 1 + spec.is_absolute
+        self.thresholds = RatingThresholds(config.rating_levels) if config.rating_levels else None
         self.pair_head = None
         if config.pair_crosses:
             self.pair_head = PairHead(
@@ -220,6 +222,11 @@ class UnifiedModel(nn.Module):
         """
         scores = (users * items).sum(dim=1)
         return scores if self.pair_head is None else scores + self.pair_head(users, items)
+
+    def example_scores(self, users: Tensor, items: Tensor) -> Tensor:
+        """As `pair_scores`; with model.rating_levels what `rating_of_score` takes for ratings."""
+        scores = self.pair_scores(users, items)
+        return scores if self.thresholds is None else score_of_levels(scores, self.thresholds())
 
     def tower_scores(self, users: Tensor, items: Tensor) -> Tensor:
         """Each tower's share of the scores, for explanations.

@@ -29,7 +29,7 @@ NUM_STEPS = 50
 KINDS = ("softmax", "sampled_softmax", "stale")
 # negatives of the whole batch, and even draws
 MIXED = "mixed"
-# every tower, on rows that are windows
+# every tower on rows that are windows, users with the mean of what they had, rows that are moved
 WINDOWS = "windows"
 
 
@@ -47,8 +47,9 @@ def curve_config(directory: Path, kind: str) -> Config:
         rate = 1.0 if kind == MIXED else 6.0
         keys["sharding"] = {"optimizer": "sgd", "learning_rate": rate}
     if kind == WINDOWS:
-        keys["loss"]["kind"] = "softmax"
-        keys["model"] = {"towers": ["cf", "autoencoder", "sequence", "deep"]}
+        keys["loss"] |= {"kind": "softmax", "adversarial": 0.1}
+        towers = ["cf", "autoencoder", "sequence", "deep"]
+        keys["model"] = {"towers": towers, "cf_history": "mean"}
         # five steps an epoch
         keys["train"] |= {"global_batch_size": 24, "max_epochs": 10}
         return make_config(directory / kind, keys, train_rows="windows")
@@ -150,7 +151,9 @@ def resume_config(
     return make_config(
         directory / name,
         {
-            "model": {"dropout": 0.3, "input_dropout": 0.3, "id_dropout": 0.2},
+            "model": {"dropout": 0.3, "input_dropout": 0.3, "id_dropout": 0.2,
+                      "augment": ["crop", "reorder"], "autoencoder_kl": 0.01},
+            "loss": {"contrastive": 0.1, "adversarial": 0.1},
             "train": {"max_steps": 8, "checkpoint_every_steps": 4, "keep_checkpoints": 9,
                       "early_stopping_patience": 9, "average_decay": 0.5, **(train_keys or {})},
             "sharding": sharding or {},

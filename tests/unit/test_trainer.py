@@ -23,7 +23,10 @@ from distrec.sharding.collectives import OneProcess
 from distrec.trainer import TrainResult, train
 from tests.training import STEPS_PER_EPOCH, log_entries, losses, make_config
 
-DROPOUTS = {"dropout": 0.3, "input_dropout": 0.3, "id_dropout": 0.2}
+DRAWS = {
+    "dropout": 0.3, "input_dropout": 0.3, "id_dropout": 0.2,
+    "augment": ["crop", "reorder"], "autoencoder_kl": 0.01,
+}  # fmt: skip
 
 
 def run(config: Config) -> TrainResult:
@@ -42,10 +45,10 @@ def names(config: Config) -> list[str]:
 
 @pytest.mark.parametrize("kind", ["softmax", "sampled_softmax"])
 def test_resume_equals_never_having_stopped_bit_for_bit(tmp_path: Path, kind: str) -> None:
-    """Interrupted in mid-epoch, with every kind of dropout."""
+    """Interrupted in mid-epoch, with everything that is drawn."""
     keys = {
-        "model": DROPOUTS,
-        "loss": {"kind": kind, "num_negatives": 16},
+        "model": DRAWS,
+        "loss": {"kind": kind, "num_negatives": 16, "contrastive": 0.1, "adversarial": 0.1},
         "train": {"max_steps": 8, "checkpoint_every_steps": 4, "keep_checkpoints": 9,
                   "evaluate_every_steps": 2, "average_decay": 0.5},
     }  # fmt: skip

@@ -11,12 +11,13 @@ from scipy import sparse
 from scipy.linalg import lapack
 from torch import Tensor
 
-from distrec.baselines.profiles import products, profiles, user_items
+from distrec.baselines.profiles import products, profiles
 from distrec.batch import QueryBatch
 from distrec.columns import TRAIN
 from distrec.dataset import DatasetManifest
 from distrec.errors import ConfigError
 from distrec.metrics.evaluation import rows_per_block
+from distrec.metrics.item_neighbors import user_items
 
 Matrix = npt.NDArray[np.float32]
 

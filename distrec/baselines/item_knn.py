@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
 from scipy import sparse
 from torch import Tensor
 
-from distrec.baselines.profiles import products, profiles, user_items
+from distrec.baselines.profiles import products, profiles
 from distrec.batch import QueryBatch
 from distrec.columns import TRAIN
 from distrec.dataset import DatasetManifest
-from distrec.metrics.evaluation import rows_per_block
-from distrec.metrics.top_k import top_k
+from distrec.metrics.item_neighbors import item_neighbors, user_items
 
 
 class ItemKNN:
@@ -37,7 +34,7 @@ class ItemKNN:
         self, matrix: sparse.csr_matrix, num_neighbors: int, use_history: bool = False
     ) -> None:
         self.use_history = use_history
-        self._similar = _neighbors(matrix, num_neighbors).T.tocsr()
+        self._similar = item_neighbors(matrix, num_neighbors).T.tocsr()
 
     @classmethod
     def fit(
@@ -55,26 +52,3 @@ class ItemKNN:
         """float32, (B, M), in blocks of rows."""
         had = profiles(queries, self._similar.shape[1], self.use_history)
         return products(had, self._similar)
-
-
-def _neighbors(matrix: sparse.csr_matrix, num_neighbors: int) -> sparse.csr_matrix:
-    """Row i: the cosines of item i with its neighbours. (M, M), at most num_neighbors a row."""
-    num_items = matrix.shape[1]
-    by_item = matrix.T.tocsr()
-    counts = np.diff(by_item.indptr).astype(np.float32)
-    inverse = 1.0 / np.sqrt(np.maximum(counts, 1.0))
-    block = rows_per_block(num_items)
-    parts = []
-    for start in range(0, num_items, block):
-        stop = min(start + block, num_items)
-        cosine = (by_item[start:stop] @ matrix).toarray()
-        cosine *= inverse[start:stop, None] * inverse
-        own = np.arange(stop - start)
-        cosine[own, own + start] = 0.0
-        cosine[cosine == 0.0] = -np.inf
-        chosen = top_k(torch.from_numpy(cosine), num_neighbors).numpy()
-        row, place = (chosen >= 0).nonzero()
-        column = chosen[row, place]
-        values = cosine[row, column]
-        parts.append(sparse.coo_matrix((values, (row, column)), shape=(stop - start, num_items)))
-    return sparse.vstack(parts, format="csr")

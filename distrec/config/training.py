@@ -189,12 +189,13 @@ class ModelConfig(Section):
     """Share of user ids and item ids replaced by the unknown id in training, so that the other
     towers learn to stand in for it; also of examples whose context, which scoring lacks, is
     withheld."""
-    augment: tuple[Literal["crop", "reorder"], ...] = ()
+    augment: tuple[Literal["crop", "reorder", "substitute"], ...] = ()
     """In training a history is changed in one of these ways, as likely each. crop: all but one
-    stretch of it is cut off. reorder: the items of one stretch change places. input_dropout and
-    sequence_mask, which withhold items, are apart from it."""
+    stretch of it is cut off. reorder: the items of one stretch change places. substitute: one of
+    the ten items nearest to it, by who had them in train, stands in for an item (up to 200,000
+    items). input_dropout and sequence_mask, which withhold items, are apart from it."""
     augment_rate: float = Field(default=0.3, gt=0, lt=1)
-    """Share of a history's events that is cut off or changes places."""
+    """Share of a history's events that is cut off, changes places or is substituted."""
     augment_share: float = Field(default=0.5, ge=0, le=1)
     """Share of the examples whose history is changed."""
     normalize: bool = False

@@ -17,24 +17,34 @@ from distrec.batch import Batch, Jagged
 from distrec.model.features import keep_values
 
 
-def augment(batch: Batch, kinds: Sequence[str], rate: float, share: float = 1.0) -> Batch:
+def augment(
+    batch: Batch,
+    kinds: Sequence[str],
+    rate: float,
+    share: float = 1.0,
+    similar: Tensor | None = None,
+) -> tuple[Batch, Batch]:
     """Change some histories, each in one way.
 
-    Of windows, whose events are targets too, a target is predicted from what then comes before it.
+    Of windows, whose events are targets too, a target is predicted from what then comes before it;
+    an item that another one stands in for is a target itself.
 
     Args:
         batch: B examples.
         kinds: Of model.augment; each is as likely as the others. None changes nothing.
-        rate: Share of a history's events that is cut off or put in another order.
+        rate: Share of a history's events that is cut off, put in another order or substituted.
         share: Of examples whose history is changed.
+        similar: int64, (num_items, n): for substitute, what may stand in for each item.
 
     Returns:
-        The same examples; `num_events` is as it was.
+        The same examples twice, as they are predicted and as they are seen; the two differ by what
+        is substituted. `num_events` is as it was.
 
-    Source: Xie et al. 2022, arXiv:2010.14395 (CL4SRec), section 3.2.
+    Source: Xie et al. 2022, arXiv:2010.14395 (CL4SRec), section 3.2; substitute: Liu et al. 2021,
+    arXiv:2108.06479 (CoSeRec), section 3.2.
     """
     if not kinds or share == 0.0:
-        return batch
+        return batch, batch
     device = batch.history.offsets.device
     # -1 for what stays as it is
     kind = torch.randint(len(kinds), (batch.batch_size,), device=device)
@@ -49,7 +59,11 @@ def augment(batch: Batch, kinds: Sequence[str], rate: float, share: float = 1.0)
             history=keep_values(batch.history, kept),
             history_times=keep_values(batch.history_times, kept),
         )
-    return batch
+    if "substitute" not in kinds:
+        return batch, batch
+    assert similar is not None
+    history = substitute(batch.history, rate, kind == kinds.index("substitute"), similar)
+    return batch, replace(batch, history=history)
 
 
 def _stretches(lengths: Tensor, sizes: Tensor) -> Tensor:
@@ -97,3 +111,19 @@ def reorder(history: Jagged, rate: float, chosen: Tensor) -> Jagged:
     first = history.offsets[bag] + starts[bag]
     order = torch.where(inside, first + draws * sizes[bag], order)
     return Jagged(history.values[torch.argsort(order, stable=True)], history.offsets)
+
+
+def substitute(history: Jagged, rate: float, chosen: Tensor, similar: Tensor) -> Jagged:
+    """Put one of the items that are like it in the place of each of some items.
+
+    Args:
+        history: B histories.
+        rate: Chance of each event.
+        chosen: bool, (B,): the others stay as they are.
+        similar: int64, (num_items, n).
+    """
+    items = history.values
+    drawn = torch.rand(len(items), device=items.device) < rate
+    which = torch.randint(similar.shape[1], (len(items),), device=items.device)
+    drawn &= chosen[history.bag_of_value]
+    return Jagged(torch.where(drawn, similar[items, which], items), history.offsets)

@@ -17,11 +17,13 @@ from distrec.sharding.lookup import Request
 _PREFIXES = ("first_view.", "second_view.")
 
 
-def draw_views(batch: Batch, model: UnifiedModel) -> tuple[Batch, Batch]:
+def draw_views(
+    batch: Batch, model: UnifiedModel, similar: Tensor | None = None
+) -> tuple[Batch, Batch]:
     """Two changed copies of the longest history of each user of the batch that has one.
 
     One a user, so that nobody is held to be unlike himself. Without model.augment they differ by
-    what the towers drop out.
+    what the towers drop out. `similar` is as `augment` has it.
     """
     history = batch.history.lengths
     # by user and within each by length, the longest last
@@ -32,7 +34,9 @@ def draw_views(batch: Batch, model: UnifiedModel) -> tuple[Batch, Batch]:
     is_last[:-1] = users[1:] != users[:-1]
     chosen = batch.select(order[is_last & (history[order] > 0)])
     config = model.config
-    first, second = (augment(chosen, config.augment, config.augment_rate) for _ in _PREFIXES)
+    first, second = (
+        augment(chosen, config.augment, config.augment_rate, similar=similar)[1] for _ in _PREFIXES
+    )
     return first, second
 
 

@@ -63,6 +63,8 @@ class Objective:
         seed: Decides the sampled negatives, with the step.
         train_rows: Of the dataset's manifest: what the examples are.
         collectives: Of the job; by default one process.
+        similar: int64, (num_items, n): what may stand in for each item, where model.augment has
+            substitute.
 
     Raises:
         ConfigError: The loss cannot be had with these settings.
@@ -77,6 +79,7 @@ class Objective:
         seed: int,
         train_rows: TrainRows = "events",
         collectives: Collectives | None = None,
+        similar: Tensor | None = None,
     ) -> None:
         self.model = model
         self.config = config
@@ -96,6 +99,7 @@ class Objective:
             )
         self.device = model.global_bias.device
         self.collectives = collectives or OneProcess(self.device)
+        self._similar = None if similar is None else similar.to(self.device)
         # cold items have no positives: as negatives they would only learn to be bad
         last = model.spec.num_items if self.kind in LABELLED else model.spec.num_trained_items
         self._num_candidates = last - FIRST_INDEX
@@ -232,12 +236,14 @@ class Objective:
     def _inputs(self, batch: Batch) -> Inputs:
         # asked for more than once a step, and partly drawn
         if self._latest_inputs is None or self._latest_inputs[0] is not batch:
-            changed, views, config = batch, None, self.model.config
+            changed, seen, views, config = batch, batch, None, self.model.config
             if self.model.training:
-                changed = augment(batch, config.augment, config.augment_rate, config.augment_share)
+                changed, seen = augment(
+                    batch, config.augment, config.augment_rate, config.augment_share, self._similar
+                )
                 if self.config.contrastive:
-                    views = draw_views(batch, self.model)
-            self._latest_inputs = batch, Inputs(changed, self._find_targets(changed), views)
+                    views = draw_views(batch, self.model, self._similar)
+            self._latest_inputs = batch, Inputs(seen, self._find_targets(changed), views)
         return self._latest_inputs[1]
 
     def _find_targets(self, batch: Batch) -> Targets:

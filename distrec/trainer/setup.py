@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from distrec import checkpoint, columns
 from distrec.batch import ItemBatch
@@ -17,6 +18,7 @@ from distrec.checkpoint.together import together
 from distrec.config import Config, section_hash
 from distrec.dataset import DatasetManifest, read_manifest
 from distrec.errors import ConfigError, DataError, TrainingError
+from distrec.metrics.item_neighbors import similar_items
 from distrec.model import RELATIVE, ModelSpec, Objective, UnifiedModel, resolve_loss_kind
 from distrec.planner import Sizer
 from distrec.reader import ExampleReader, check_files, read_items
@@ -29,6 +31,9 @@ from distrec.trainer.tracking import check_tracking
 from distrec.trainer.validation import Validator, check_labels, check_metric
 
 PLAN_LOG = "plan.json"
+# of an item, of which one may stand in for it
+_NUM_SIMILAR = 10
+_MAX_SIMILAR_ITEMS = 200_000
 
 logger = logging.getLogger("distrec.train")
 
@@ -120,6 +125,11 @@ def read_inputs(config: Config, world_size: int) -> Inputs:
     check_labels(config, manifest)
     spec = ModelSpec.from_manifest(manifest)
     resolve_loss_kind(spec, config.loss)
+    if "substitute" in config.model.augment and spec.num_items > _MAX_SIMILAR_ITEMS:
+        raise ConfigError(
+            f"model.augment substitutes among up to {_MAX_SIMILAR_ITEMS:,} items, for every pair "
+            f"is compared. Received: {spec.num_items:,} items. Take substitute out of it."
+        )
     return Inputs(
         config=config,
         manifest=manifest,
@@ -247,12 +257,33 @@ def build(inputs: Inputs, collectives: Collectives, lanes: int | None) -> Run:
         tables=tables,
         optimizer=dense_optimizer(model, config),
         objective=Objective(
-            model, inputs.items, config.loss, config.seed, manifest.train_rows, collectives
+            model,
+            inputs.items,
+            config.loss,
+            config.seed,
+            manifest.train_rows,
+            collectives,
+            _similar_items(inputs, collectives),
         ),
         reader=reader,
         validator=Validator(config, manifest, inputs.items, collectives),
         total_steps=total_steps,
         average=WeightAverage(model, decay) if decay else None,
+    )
+
+
+def _similar_items(inputs: Inputs, collectives: Collectives) -> Tensor | None:
+    """What may stand in for each item, the same on every rank. Collective where it is wanted.
+
+    Raises:
+        DataError: On every rank, when a file of train is damaged.
+    """
+    if "substitute" not in inputs.config.model.augment:
+        return None
+    return together(
+        "train.similar",
+        lambda: similar_items(inputs.config.dataset_directory, inputs.manifest, _NUM_SIMILAR),
+        collectives,
     )
 
 

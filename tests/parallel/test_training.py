@@ -152,7 +152,7 @@ def resume_config(
         directory / name,
         {
             "model": {"dropout": 0.3, "input_dropout": 0.3, "id_dropout": 0.2,
-                      "augment": ["crop", "reorder"], "autoencoder_kl": 0.01},
+                      "augment": ["crop", "reorder", "substitute"], "autoencoder_kl": 0.01},
             "loss": {"contrastive": 0.1, "adversarial": 0.1},
             "train": {"max_steps": 8, "checkpoint_every_steps": 4, "keep_checkpoints": 9,
                       "early_stopping_patience": 9, "average_decay": 0.5, **(train_keys or {})},

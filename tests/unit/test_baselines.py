@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,6 @@ from distrec.baselines import (
     chosen_baselines,
     ease,
     fit_baseline,
-    item_knn,
     profiles,
 )
 from distrec.baselines.als import ALSOptions
@@ -43,6 +43,7 @@ from distrec.columns import (
 from distrec.config import Config, parse_config
 from distrec.dataset import DatasetManifest, TrainRows
 from distrec.errors import ConfigError, DataError
+from distrec.metrics import item_neighbors
 from distrec.metrics.evaluation import Scorer
 from distrec.metrics.events import positive_events, positive_transitions
 from tests.synthetic import NUM_GROUPS, write_dataset
@@ -101,7 +102,7 @@ def test_item_knn_is_the_sum_of_cosines_to_neighbours(monkeypatch: pytest.Monkey
     history[1, 0] = 1.0
     queries = make_queries([[3, 6, 10, 3, 1, 0], [2]], [[], []])
     # several blocks of similarities and of scores
-    for module in (item_knn, profiles):
+    for module in (item_neighbors, profiles):
         monkeypatch.setattr(module, "rows_per_block", lambda num_columns: 2)
     scorer = ItemKNN(matrix, num_neighbors=3)
     np.testing.assert_allclose(scores_of(scorer, queries), history @ cosine.T, atol=1e-6)
@@ -173,6 +174,19 @@ def test_item_knn_finds_the_planted_groups(tmp_path: Path) -> None:
     best = np.argsort(-scores[0])[:9] + FIRST_INDEX
     assert {int(index - FIRST_INDEX) % NUM_GROUPS for index in best} == {0}
     assert not scores[1].any()
+    similar = item_neighbors.similar_items(tmp_path, manifest, 3)
+    items = torch.arange(FIRST_INDEX, manifest.num_trained_items)
+    found = similar[FIRST_INDEX : manifest.num_trained_items]
+    assert bool(((found - items.unsqueeze(1)) % NUM_GROUPS == 0).all())
+    assert not bool((found == items.unsqueeze(1)).any())
+
+
+def test_an_item_without_neighbors_stands_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    # items 2 and 4 were had together, 3 and 5 alone
+    matrix = profiles.binary(np.array([0, 0, 1, 2]), np.array([0, 2, 1, 3]), (3, 4))
+    monkeypatch.setattr(item_neighbors, "user_items", lambda directory, manifest: matrix)
+    found = item_neighbors.similar_items(Path(), SimpleNamespace(num_items=6), 2)
+    assert found.tolist() == [[0, 0], [1, 1], [4, 2], [3, 3], [2, 4], [5, 5]]
 
 
 def test_with_labels_the_profile_is_the_positive_history(tmp_path: Path) -> None:

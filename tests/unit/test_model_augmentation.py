@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from distrec.batch import Batch, Jagged
 from distrec.config import LossConfig
 from distrec.model import Objective
 from distrec.model.augmentation import augment
+from distrec.sharding.collectives import OneProcess
 from tests.unit.test_model import InMemoryTables, make_batch, make_catalogue, make_model
 
 LENGTHS = (10, 0, 1, 7)
@@ -32,7 +34,7 @@ def bags(values: Jagged) -> list[list[int]]:
 def test_crop_keeps_one_stretch_with_its_times() -> None:
     torch.manual_seed(0)
     batch = long_batch()
-    found = augment(batch, ("crop",), 0.3)
+    _, found = augment(batch, ("crop",), 0.3)
     assert torch.equal(found.num_events, batch.num_events)
     starts = set()
     for row, (items, times) in enumerate(
@@ -50,7 +52,7 @@ def test_crop_keeps_one_stretch_with_its_times() -> None:
 def test_reorder_moves_the_items_of_one_stretch_and_no_time() -> None:
     torch.manual_seed(0)
     batch = long_batch()
-    found = augment(batch, ("reorder",), 0.4)
+    _, found = augment(batch, ("reorder",), 0.4)
     assert torch.equal(found.history_times.values, batch.history_times.values)
     first, last, moved = set(), set(), 0
     for row, items in enumerate(bags(found.history)):
@@ -72,7 +74,7 @@ def test_reorder_moves_the_items_of_one_stretch_and_no_time() -> None:
 def test_a_share_of_the_histories_and_one_change_each() -> None:
     torch.manual_seed(0)
     batch = long_batch()
-    found = augment(batch, ("crop", "reorder"), 0.5, share=0.6)
+    _, found = augment(batch, ("crop", "reorder"), 0.5, share=0.6)
     rows = list(zip(bags(batch.history), bags(found.history), strict=True))[::4]
     cropped = sum(len(new) < len(old) for old, new in rows)
     moved = sum(len(new) == len(old) and new != old for old, new in rows)
@@ -80,8 +82,41 @@ def test_a_share_of_the_histories_and_one_change_each() -> None:
     assert 40 < moved < 80
     # what was cut is in order
     assert all(new == sorted(new) for old, new in rows if len(new) < len(old))
-    assert augment(batch, (), 0.5) is batch
-    assert augment(batch, ("crop",), 0.5, share=0.0) is batch
+    assert augment(batch, (), 0.5)[1] is batch
+    assert augment(batch, ("crop",), 0.5, share=0.0)[1] is batch
+
+
+def test_substitute_puts_similar_items_in_places_of_some() -> None:
+    torch.manual_seed(0)
+    batch = long_batch()
+    # 20 to 29: a hundred or two hundred above
+    similar = torch.arange(40).unsqueeze(1) + torch.tensor([100, 200])
+    predicted, seen = augment(batch, ("substitute",), 0.3, similar=similar)
+    assert predicted is batch
+    assert torch.equal(seen.history.offsets, batch.history.offsets)
+    assert torch.equal(seen.history_times.values, batch.history_times.values)
+    above = seen.history.values - batch.history.values
+    shares = [float((above == shift).to(torch.float32).mean()) for shift in (0, 100, 200)]
+    assert shares == pytest.approx([0.7, 0.15, 0.15], abs=0.03)
+    _, some = augment(batch, ("substitute",), 0.999, share=0.5, similar=similar)
+    changed = [row != old for row, old in zip(bags(some.history), bags(batch.history), strict=True)]
+    assert 0.4 < sum(changed[::4]) / COPIES < 0.6
+
+
+def test_what_is_substituted_is_still_predicted() -> None:
+    settings = {"augment": ("substitute",), "augment_rate": 0.999, "augment_share": 1.0}
+    model = make_model(towers=("autoencoder",), **settings)
+    similar = torch.full((10, 1), 6)
+    config = LossConfig(kind="softmax")
+    objective = Objective(
+        model, make_catalogue(), config, 1, "windows", OneProcess(torch.device("cpu")), similar
+    )
+    batch = make_batch([2], [7], [[2, 3, 4]])
+    batch = replace(batch, history_times=Jagged.from_lists([[1, 2, 3]]), time=torch.tensor([9]))
+    requests = objective.requests(batch, 0)
+    assert requests["user.history_rows"].ids.values.tolist() == [6, 6, 6]
+    # places in a catalogue that starts at item 2
+    assert objective._inputs(batch).targets.places.tolist() == [0, 1, 2, 5]
 
 
 def test_windows_teach_what_comes_next_in_the_changed_history() -> None:

@@ -17,7 +17,7 @@ from distrec.model.contrastive import contrastive_loss, draw_views, view_request
 from tests.unit.test_model import InMemoryTables, make_batch, make_catalogue, make_model
 
 # user 2 is there twice, user 5 has no history
-BATCH = make_batch([2, 3, 2, 5, 4], [2, 4, 7, 3, 6], [[3, 4], [2, 6], [3, 4, 5], [], [7]])
+BATCH = make_batch([2, 3, 2, 5, 4], [2, 4, 7, 3, 6], [[3, 4, 5], [2, 6], [3, 4], [], [7]])
 LONGEST = {2: [3, 4, 5], 3: [2, 6], 4: [7]}
 ALL_TOWERS = ("cf", "autoencoder", "sequence", "deep", "content")
 

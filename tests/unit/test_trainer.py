@@ -25,7 +25,7 @@ from tests.training import STEPS_PER_EPOCH, log_entries, losses, make_config
 
 DRAWS = {
     "dropout": 0.3, "input_dropout": 0.3, "id_dropout": 0.2,
-    "augment": ["crop", "reorder"], "autoencoder_kl": 0.01,
+    "augment": ["crop", "reorder", "substitute"], "autoencoder_kl": 0.01,
 }  # fmt: skip
 
 

@@ -272,7 +272,8 @@ class LossConfig(Section):
     contrastive: float = Field(default=0.0, ge=0)
     """Weight of a term that holds each user's history, seen in two ways, to be more like itself
     than like those of the other users of a rank's part of the batch (InfoNCE), by the towers that
-    read histories. The two ways: model.augment, and what the towers drop out."""
+    read histories: autoencoder, sequence and content; without one of them there is no such term.
+    The two ways: model.augment, and what the towers drop out."""
     contrastive_temperature: float = Field(default=0.2, gt=0)
     """Cosines of histories are divided by it."""
     adversarial: float = Field(default=0.0, ge=0)

@@ -152,7 +152,14 @@ class Config(Section):
                 f"rating_levels = {self.model.rating_levels} with kind = {self.loss.kind!r}. Set "
                 "both, or neither"
             )
-        self._check_contrastive()
+        model = self.model
+        withholds = model.dropout or model.input_dropout or model.sequence_mask
+        if self.loss.contrastive and not (model.augment or withholds):
+            raise ValueError(
+                "loss.contrastive compares two views of a history. Received: neither model.augment "
+                "nor model.dropout, input_dropout or sequence_mask, by which they would differ. "
+                "Set one of them"
+            )
         if self.model.frozen and self.train.warm_start is None:
             raise ValueError(
                 "model.frozen needs train.warm_start. Received: "
@@ -166,23 +173,6 @@ class Config(Section):
                 "markov out"
             )
         return self
-
-    def _check_contrastive(self) -> None:
-        model = self.model
-        if not self.loss.contrastive:
-            return
-        if not set(model.towers) & {"autoencoder", "sequence", "content"}:
-            raise ValueError(
-                "loss.contrastive compares histories as the towers autoencoder, sequence and "
-                f"content see them. Received: model.towers = {list(model.towers)}. Add one, or set "
-                "it to 0"
-            )
-        if not (model.augment or model.dropout or model.input_dropout or model.sequence_mask):
-            raise ValueError(
-                "loss.contrastive compares two views of a history. Received: neither model.augment "
-                "nor model.dropout, input_dropout or sequence_mask, by which they would differ. "
-                "Set one of them"
-            )
 
 
 def section_hash(config: Config, *names: str) -> str:

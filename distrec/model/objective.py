@@ -241,7 +241,7 @@ class Objective:
                 changed, seen = augment(
                     batch, config.augment, config.augment_rate, config.augment_share, self._similar
                 )
-                if self.config.contrastive:
+                if self.config.contrastive and self.model.history_towers():
                     views = draw_views(batch, self.model, self._similar)
             self._latest_inputs = batch, Inputs(seen, self._find_targets(changed), views)
         return self._latest_inputs[1]

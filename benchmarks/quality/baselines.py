@@ -19,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import common
-from sources import NAMES, write_events
+from sources import write_events
 
 from distrec import evaluate, pipeline
 from distrec.config import parse_config
@@ -60,14 +60,14 @@ def main() -> None:
     parser = common.parser(__doc__, 1, "only LastFM")
     parser.add_argument("data", type=Path, help="folder with toys, lastfm and ml-1m")
     parser.add_argument("--output", type=Path, default=Path("runs/quality"))
-    parser.add_argument("--only", choices=NAMES, action="append", help="one data set")
+    parser.add_argument("--only", choices=SETTINGS, action="append", help="one data set")
     parser.add_argument("--als", action="store_true", help="Spark's ALS, too: some minutes more")
     arguments = parser.parse_args()
     configure_logging()
     common.print_header(["numpy", "scipy", "torch", "pyspark"], "all threads")
     figures: dict[str, Any] = {}
     baselines = (*BASELINES, "als") if arguments.als else BASELINES
-    names = ["lastfm"] if arguments.quick else arguments.only or NAMES
+    names = ["lastfm"] if arguments.quick else arguments.only or SETTINGS
     for name in names:
         started = time.perf_counter()
         splits = measure(name, arguments.data, arguments.output, baselines)

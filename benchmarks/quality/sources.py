@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import json
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from distrec.files import replace_text
@@ -14,7 +16,21 @@ SEQUENCES = {"toys": "Toys_and_Games.txt", "lastfm": "LastFM.txt"}
 """One user a line, the user and their items in order of time, as S3-Rec publishes them."""
 FINAL = "-final"
 """Ending of a name: with a given test, the same without valid, which is part of train."""
-NAMES = (*SEQUENCES, "ml-1m", "ml-1m-ncf", f"ml-1m-ncf{FINAL}")
+NUM_FOLDS = 5
+RATINGS = tuple(f"ml-1m-ratings-{fold}" for fold in range(NUM_FOLDS))
+"""Ratings of MovieLens-1M; a fifth of them, drawn by lot, is test."""
+CLICKS = "ml-1m-clicks"
+"""Label 1 for ratings above 3, 0 for those below; a tenth is valid, a tenth test."""
+LABELLED = tuple(f"{CLICKS}-{percent}" for percent in (1, 10, 100))
+"""The same, but of train only so many per cent have a label; all others, ratings of 3 among them,
+are there for the histories, with a weight of 0."""
+WATCHED = "ml-1m-watched"
+"""The ratings of MovieLens-1M as events without labels, divided as CLICKS are."""
+_GIVEN = ("ml-1m-ncf", "amazon-book", *RATINGS, CLICKS, *LABELLED, WATCHED)
+NAMES = (*SEQUENCES, "ml-1m", *_GIVEN, *(f"{name}{FINAL}" for name in _GIVEN))
+# of the train events of a given split without valid, one in so many is valid
+_VALID_ONE_IN = 10
+_SEED = 1
 
 
 def write_events(name: str, data: Path, directory: Path) -> dict[str, Any]:
@@ -29,14 +45,32 @@ def write_events(name: str, data: Path, directory: Path) -> dict[str, Any]:
         The section prepare.events of the configuration.
     """
     path = directory / "events.tsv"
-    is_split = name.startswith("ml-1m-ncf")
+    header = ["user_id", "item_id"]
+    if name.startswith(RATINGS):
+        header += ["rating"]
+    elif name in LABELLED:
+        header += ["label", "weight"]
+    elif name == CLICKS:
+        header += ["label"]
+    elif not name.startswith(("amazon-book", WATCHED)):
+        header += ["time"]
+    if name.startswith(_GIVEN):
+        header += ["split"]
     if not path.exists():
-        header = ["user_id", "item_id", "time", *(["split"] if is_split else [])]
         lines = ["\t".join(header), *_rows(name, data)]
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, "\n".join(lines) + "\n")
-    section = {"paths": [str(path)], "separator": "\t", "time": "time"}
-    return {**section, "split": "split"} if is_split else section
+    section: dict[str, Any] = {"paths": [str(path)], "separator": "\t"}
+    return section | {key: key for key in header[2:]}
+
+
+def catalogue(data: Path) -> tuple[str, str]:
+    """key=value of the files of items and users of MovieLens-1M."""
+    paths = {"items": data / "ml-1m" / "movies.dat", "users": data / "ml-1m" / "users.dat"}
+    items, users = (
+        f"prepare.{name}.paths={json.dumps([str(path.resolve())])}" for name, path in paths.items()
+    )
+    return items, users
 
 
 def write_candidates(data: Path, directory: Path) -> Path:
@@ -61,7 +95,24 @@ def _rows(name: str, data: Path) -> Iterator[str]:
             user, *items = line.split()
             yield from (f"{user}\t{item}\t{place}" for place, item in enumerate(items))
         return
-    rows = _movielens(data / "ml-1m" / "ratings.dat.gz")
+    if name.startswith("amazon-book"):
+        yield from _amazon_book(data / "amazon-book", name.endswith(FINAL))
+        return
+    ratings = data / "ml-1m" / "ratings.dat.gz"
+    if name.startswith(RATINGS):
+        fold = int(name.removesuffix(FINAL).rpartition("-")[2])
+        yield from _rated(ratings, fold, name.endswith(FINAL))
+        return
+    if name == CLICKS:
+        yield from _clicks(ratings)
+        return
+    if name in LABELLED:
+        yield from _labelled(ratings, int(name.rpartition("-")[2]) / 100)
+        return
+    if name == WATCHED:
+        yield from (f"{user}\t{item}\t{split}" for user, item, _, split in _divided(ratings))
+        return
+    rows = _movielens(ratings)
     if name == "ml-1m":
         for user, events in rows.items():
             yield from (f"{user}\t{item}\t{time}" for item, time in events)
@@ -76,12 +127,59 @@ def _rows(name: str, data: Path) -> Iterator[str]:
         yield f"{user}\t{tests[user]}\t{events[-1][1] + 1}\ttest"
 
 
-def _ratings(path: Path) -> Iterator[tuple[str, str, int]]:
-    """User, item and time, in the order of the file."""
+def _amazon_book(directory: Path, is_final: bool) -> Iterator[str]:
+    """The split of KGAT. A tenth of a user's train events, drawn by lot, is valid: never the
+    first one drawn, so that nobody is without train events."""
+    random = Random(_SEED)
+    for split in ("train", "test"):
+        for line in (directory / f"{split}.txt").read_text().splitlines():
+            user, *items = line.split()
+            random.shuffle(items)
+            for place, item in enumerate(dict.fromkeys(items)):
+                is_valid = split == "train" and place > 0 and not random.randrange(_VALID_ONE_IN)
+                own = "valid" if is_valid and not is_final else split
+                yield f"{user}\t{item}\t{own}"
+
+
+def _rated(path: Path, fold: int, is_final: bool) -> Iterator[str]:
+    random = Random(_SEED)
+    for user, item, rating, _ in _ratings(path):
+        split = "test" if random.randrange(NUM_FOLDS) == fold else "train"
+        if not random.randrange(_VALID_ONE_IN) and split == "train" and not is_final:
+            split = "valid"
+        yield f"{user}\t{item}\t{rating}\t{split}"
+
+
+def _divided(path: Path) -> Iterator[tuple[str, str, int, str]]:
+    """User, item, rating and split."""
+    random = Random(_SEED)
+    splits = ("valid", "test", *["train"] * 8)
+    for user, item, rating, _ in _ratings(path):
+        yield user, item, rating, random.choice(splits)
+
+
+def _clicks(path: Path) -> Iterator[str]:
+    for user, item, rating, split in _divided(path):
+        if rating != 3:
+            yield f"{user}\t{item}\t{int(rating > 3)}\t{split}"
+
+
+def _labelled(path: Path, share: float) -> Iterator[str]:
+    random = Random(_SEED)
+    for user, item, rating, split in _divided(path):
+        has_label = rating != 3 and (split != "train" or random.random() < share)
+        if has_label:
+            yield f"{user}\t{item}\t{int(rating > 3)}\t1\t{split}"
+        elif split == "train":
+            yield f"{user}\t{item}\t1\t0\t{split}"
+
+
+def _ratings(path: Path) -> Iterator[tuple[str, str, int, int]]:
+    """User, item, rating and time, in the order of the file."""
     with gzip.open(path, "rt") as lines:
         for line in lines:
-            user, item, _, time = line.rstrip().split("::")
-            yield user, item, int(time)
+            user, item, rating, time = line.rstrip().split("::")
+            yield user, item, int(rating), int(time)
 
 
 def _movielens(path: Path) -> dict[str, list[tuple[str, int]]]:
@@ -89,7 +187,7 @@ def _movielens(path: Path) -> dict[str, list[tuple[str, int]]]:
     others: they keep the order of the file, and each is put at least a second after the one before
     it."""
     ratings: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
-    for place, (user, item, time) in enumerate(_ratings(path)):
+    for place, (user, item, _, time) in enumerate(_ratings(path)):
         ratings[user].append((time, place, item))
     found: dict[str, list[tuple[str, int]]] = {}
     for user, rated in ratings.items():
@@ -105,7 +203,7 @@ def _ncf_ids(data: Path) -> tuple[list[str], list[str]]:
     """Users and items by the numbers of the NCF files: in order of first appearance."""
     users: dict[str, None] = {}
     items: dict[str, None] = {}
-    for user, item, _ in _ratings(data / "ml-1m" / "ratings.dat.gz"):
+    for user, item, *_ in _ratings(data / "ml-1m" / "ratings.dat.gz"):
         users[user] = items[item] = None
     return list(users), list(items)
 

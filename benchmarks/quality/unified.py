@@ -31,12 +31,17 @@ STAGES = ("prepare", "train", "evaluate")
 def arguments(doc: str, default_output: str) -> argparse.Namespace:
     """Of every benchmark of quality."""
     parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
+    add_arguments(parser, default_output)
+    parser.add_argument("--seeds", type=int, default=1, help="runs, with seeds from 1")
+    return parser.parse_args()
+
+
+def add_arguments(parser: argparse.ArgumentParser, default_output: str) -> None:
+    """All but the number of seeds."""
     parser.add_argument("data", type=Path, help="folder with a folder for each data set")
     parser.add_argument("--output", type=Path, default=Path(default_output))
-    parser.add_argument("--seeds", type=int, default=1, help="runs, with seeds from 1")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
-    return parser.parse_args()
 
 
 def measure(
@@ -46,6 +51,7 @@ def measure(
     seed: int,
     chosen: Sequence[str],
     refits: bool,
+    metrics: Sequence[str] = METRICS,
 ) -> dict[str, dict[str, float]]:
     """One run, which goes on where it was stopped.
 
@@ -57,9 +63,10 @@ def measure(
         chosen: key=value of this data set, in place of the configuration's.
         refits: Whether the model of test is trained anew on train and valid, for as many epochs as
             the best on valid had.
+        metrics: What is measured.
 
     Returns:
-        METRICS by split: "valid" and "test".
+        They by split: "valid" and "test".
     """
     directory = given.output / name / f"seed-{seed}"
 
@@ -82,10 +89,11 @@ def measure(
         if code:
             sys.exit(code)
         splits = json.loads(config.metrics_path.read_text())["splits"]
-        found = {
-            split: {metric: part["models"][MODEL]["metrics"][metric] for metric in METRICS}
-            for split, part in splits.items()
-        }
+        found = {}
+        for split, part in splits.items():
+            model = part["models"][MODEL]
+            values = model["metrics"] | (model["classification"] or {})
+            found[split] = {metric: values[metric] for metric in metrics}
         for split, values in found.items():
             print(f"{output} {split:6}", {k: round(v, 4) for k, v in values.items()})
         print(f"{output} {time.monotonic() - started:.0f} s", flush=True)
@@ -111,14 +119,15 @@ def report(
     bars: Mapping[str, Mapping[str, float]],
     chosen: Sequence[str] = (),
     refits: bool = False,
+    metrics: Sequence[str] = METRICS,
 ) -> None:
     """Run every seed and print the means on test, their spread, and the last line."""
     configure_logging()
     common.print_header(["torch", "horovod", "pyspark"], f"{given.ranks} ranks of 1 thread")
     seeds = range(1, given.seeds + 1)
-    runs = [measure(name, config_name, given, seed, chosen, refits) for seed in seeds]
+    runs = [measure(name, config_name, given, seed, chosen, refits, metrics) for seed in seeds]
     figures: dict[str, Any] = {"seeds": given.seeds}
-    for metric in METRICS:
+    for metric in metrics:
         values = [run["test"][metric] for run in runs]
         figures[metric] = round(statistics.mean(values), 4)
         figures[f"{metric} spread"] = round(max(values) - min(values), 4)

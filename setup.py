@@ -58,6 +58,7 @@ setup(
             "mypy>=1.11",
             "pandas-stubs",
             "optuna>=5,<6",
+            "opacus>=1.6,<2",
             "mlflow-skinny>=3",
             # an object store for the tests
             "moto[s3]>=5",
@@ -65,6 +66,7 @@ setup(
             "flask-cors",
         ],
         "mlflow": ["mlflow-skinny>=3"],
+        "privacy": ["opacus>=1.6,<2"],
         "tune": ["optuna>=5,<6"],
     },
     entry_points={"console_scripts": ["distrec = distrec.cli:main"]},

@@ -136,6 +136,8 @@ def run(config: Config) -> dict[str, Any]:
         },
         "splits": splits,
     }
+    if model.manifest.privacy is not None:
+        document["privacy"] = model.manifest.privacy.model_dump()
     _write(config.metrics_path, document)
     return _summary(config, splits)
 

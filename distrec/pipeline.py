@@ -174,7 +174,7 @@ STAGES = (
     Stage(
         "train",
         train,
-        ("reader", "sharding", "model", "loss", "train", "seed"),
+        ("reader", "sharding", "model", "loss", "train", "privacy", "seed"),
         ("prepare",),
         lambda config: config.checkpoint_directory / "best.json",
         _older_weights,

@@ -11,7 +11,11 @@ from distrec.checkpoint.find import (
     verify,
 )
 from distrec.checkpoint.load import load_tables
-from distrec.checkpoint.manifest import CheckpointManifest, read_checkpoint_manifest
+from distrec.checkpoint.manifest import (
+    CheckpointManifest,
+    PrivacyEntry,
+    read_checkpoint_manifest,
+)
 from distrec.checkpoint.published import (
     fetch_all,
     fetch_one,
@@ -36,6 +40,7 @@ __all__ = [
     "OldRows",
     "Parts",
     "Position",
+    "PrivacyEntry",
     "Series",
     "checkpoint_name",
     "committed",

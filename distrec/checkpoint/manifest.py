@@ -110,6 +110,20 @@ class BaseEntry(_Part):
     """This is the number-th delta on it. Each holds all that has changed since the base."""
 
 
+class PrivacyEntry(_Part):
+    """What differentially private training has spent: the accountant's history and its sum."""
+
+    noise_multiplier: float = Field(gt=0)
+    """Standard deviation of the noise over the clip norm, of every step."""
+    sample_rate: float = Field(gt=0, le=1)
+    """Chance of a user to be in a step."""
+    num_steps: int = Field(ge=0)
+    """Steps with noise."""
+    delta: float = Field(gt=0, lt=1)
+    epsilon: float = Field(ge=0)
+    """At delta."""
+
+
 class CheckpointManifest(_Part):
     """Everything about a checkpoint that is not a tensor."""
 
@@ -150,6 +164,8 @@ class CheckpointManifest(_Part):
     """State of the early stopping."""
     skipped_steps: int = Field(default=0, ge=0)
     """Steps before it that were left out for their loss; not there when there was none."""
+    privacy: PrivacyEntry | None = None
+    """Of private training; others have none."""
     base: BaseEntry | None = None
     """Of a delta; a full checkpoint has none."""
 
@@ -198,6 +214,8 @@ def manifest_text(manifest: CheckpointManifest) -> str:
     # the first readers of format 1 know none of these, and refuse what they do not know
     if manifest.base is None:
         del document["base"]
+    if manifest.privacy is None:
+        del document["privacy"]
     if not manifest.skipped_steps:
         del document["skipped_steps"]
     for entry in document["tables"].values():

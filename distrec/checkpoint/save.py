@@ -31,6 +31,7 @@ from distrec.checkpoint.manifest import (
     BaseEntry,
     CheckpointManifest,
     FileEntry,
+    PrivacyEntry,
     ShardEntry,
     TableEntry,
     manifest_text,
@@ -84,6 +85,7 @@ class Position:
         metrics: Of the validation at this step, if there was one.
         early_stopping: Its state.
         skipped_steps: Steps before it that were left out.
+        privacy: What private training has spent.
     """
 
     global_step: int
@@ -93,6 +95,7 @@ class Position:
     metrics: Mapping[str, float] = field(default_factory=dict)
     early_stopping: Mapping[str, Any] = field(default_factory=dict)
     skipped_steps: int = 0
+    privacy: PrivacyEntry | None = None
 
 
 @dataclass(frozen=True)
@@ -294,6 +297,7 @@ def _manifest(
         metrics=dict(position.metrics),
         early_stopping=dict(position.early_stopping),
         skipped_steps=position.skipped_steps,
+        privacy=position.privacy,
     )
 
 

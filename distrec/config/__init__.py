@@ -12,6 +12,7 @@ from distrec.config.data import (
     SplitConfig,
     TableConfig,
 )
+from distrec.config.privacy import PrivacyConfig
 from distrec.config.reading import dump_config, load_config, parse_config, section_of
 from distrec.config.section import Section
 from distrec.config.serving import (
@@ -44,6 +45,7 @@ __all__ = [
     "ModelConfig",
     "NegativesSource",
     "PrepareConfig",
+    "PrivacyConfig",
     "RangeConfig",
     "ReaderConfig",
     "ReportConfig",

@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from distrec.config.data import PrepareConfig
+from distrec.config.privacy import PrivacyConfig, check_private
 from distrec.config.section import Section
 from distrec.config.serving import (
     EvaluateConfig,
@@ -58,6 +59,8 @@ class Config(Section):
     """What is minimised."""
     train: TrainConfig = TrainConfig()
     """The loop."""
+    privacy: PrivacyConfig | None = None
+    """Differentially private training."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Metrics and baselines."""
     score: ScoreConfig = ScoreConfig()
@@ -166,6 +169,8 @@ class Config(Section):
                 f"{list(self.model.frozen)} without: they would stay as they are drawn. Name the "
                 "checkpoints of a run that was trained before"
             )
+        if self.privacy is not None:
+            check_private(self)
         if "markov" in (self.evaluate.baselines or ()) and self.prepare.events.time is None:
             raise ValueError(
                 "the baseline markov needs prepare.events.time. Received: evaluate.baselines = "

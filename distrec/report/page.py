@@ -20,7 +20,7 @@ from distrec.config import Config
 from distrec.dataset import DatasetManifest
 from distrec.files import replace_text
 from distrec.report import data, metrics, scales, training
-from distrec.report.files import RunFiles, finite, read_run
+from distrec.report.files import RunFiles, finite, mapping, read_run
 from distrec.report.sample import read_sample
 from distrec.report.settings import settings_text
 
@@ -140,12 +140,18 @@ def _rows(manifest: DatasetManifest, split: str) -> int:
 def _facts(config: Config, files: RunFiles) -> list[tuple[str, str]]:
     measured = files.metrics or {}
     scored = files.score_manifest or {}
+    spent = mapping(measured.get("privacy"))
+    epsilon, delta = finite(spent.get("epsilon")), finite(spent.get("delta"))
+    privacy = None
+    if epsilon is not None and delta is not None:
+        privacy = f"epsilon {epsilon:.3g} at delta {delta:g}"
     facts = [
         ("Dataset made", files.manifest.created_at if files.manifest else None),
         ("Measured", measured.get("created_at")),
         ("Checkpoint", measured.get("checkpoint")),
         ("Model version", measured.get("model_version") or scored.get("model_version")),
         ("Towers", ", ".join(config.model.towers)),
+        ("Privacy of training", privacy),
         ("Ranks", f"{config.launch.num_ranks}"),
         ("Seed", f"{config.seed}"),
     ]

@@ -17,6 +17,7 @@ class EarlyStopping:
         best_value: Of the best validation so far.
         best_step: Its global step.
         num_without_improvement: Validations since.
+        newest_is_best: Whatever the values, for a choice by them would tell of the data.
     """
 
     patience: int
@@ -24,11 +25,14 @@ class EarlyStopping:
     best_value: float | None = None
     best_step: int = 0
     num_without_improvement: int = 0
+    newest_is_best: bool = False
 
     def update(self, global_step: int, value: float) -> bool:
         """Add a validation; whether it is the best so far (equal is no improvement)."""
-        better = self.best_value is None or (
-            value > self.best_value if self.higher_is_better else value < self.best_value
+        better = (
+            self.newest_is_best
+            or self.best_value is None
+            or (value > self.best_value if self.higher_is_better else value < self.best_value)
         )
         if better:
             self.best_value, self.best_step = value, global_step

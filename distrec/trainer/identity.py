@@ -38,7 +38,8 @@ def resume_hash(config: Config) -> str:
             free += ("frozen", "adapter_rank")
         if name == "train" and config.train.average_decay == 0:
             free += ("average_decay",)
-        if name == "train" and config.train.decay == "none":
+        # noise is found for a number of steps
+        if name == "train" and config.train.decay == "none" and config.privacy is None:
             free += END_KEYS
         if name == "train" and config.sharding.prefetch_rows:
             # after a checkpoint rows are looked up anew
@@ -51,4 +52,6 @@ def resume_hash(config: Config) -> str:
         if name == "sharding" and not config.sharding.compress:
             free += ("compress",)
         chosen[name] = {key: value for key, value in dumped[name].items() if key not in free}
+    if config.privacy is not None:
+        chosen["privacy"] = dumped["privacy"]
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()

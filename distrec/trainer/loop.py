@@ -19,6 +19,7 @@ from distrec.sharding.collectives import Collectives
 from distrec.store import fetch_dataset
 from distrec.trainer import setup
 from distrec.trainer.early_stopping import EarlyStopping
+from distrec.trainer.private import make_private
 from distrec.trainer.progress import Progress
 from distrec.trainer.setup import Run
 from distrec.trainer.start import find_start, load
@@ -44,6 +45,7 @@ class TrainResult:
         seconds: Likewise.
         stopped_early: Whether patience ended the run.
         num_ranks: World size.
+        epsilon: Of private training, what the run has spent.
     """
 
     checkpoint: Path
@@ -55,6 +57,7 @@ class TrainResult:
     seconds: float
     stopped_early: bool
     num_ranks: int
+    epsilon: float | None = None
 
     def summary(self) -> dict[str, Any]:
         """The same, as JSON can hold it."""
@@ -63,6 +66,7 @@ class TrainResult:
             name: str(value) if isinstance(value, Path)
             else round(value, 6) if isinstance(value, float) else value
             for name, value in values.items()
+            if name != "epsilon" or value is not None
         }  # fmt: skip
 
 
@@ -113,6 +117,9 @@ def train(
         lambda: setup.build(inputs, collectives, None if saved is None else saved.lanes),
         collectives,
     )
+    if config.privacy is not None:
+        beat("preparing private training")
+        run = make_private(run, saved)
     collectives.broadcast_parameters(run.model.state_dict())
     if start is not None:
         beat(f"loading {start.name}")
@@ -156,8 +163,9 @@ class _Loop:
         self.num_skipped = 0 if saved is None else saved.skipped_steps
         metric = run.validator.metric
         self.stopping = EarlyStopping(
-            self.train_config.early_stopping_patience, metric.higher_is_better
-        )
+            self.train_config.early_stopping_patience, metric.higher_is_better,
+            newest_is_best=run.spending is not None,
+        )  # fmt: skip
         self.series = checkpoint.Series(
             self.directory, self.train_config.full_checkpoint_every, run.parts, run.collectives
         )
@@ -315,6 +323,8 @@ class _Loop:
         is_best = due
         if due and self.run.validator.has_data:
             metrics, is_best = self._validate(place)
+        if (spent := self._spent()) is not None:
+            self.progress.spent(self.global_step, spent.epsilon, spent.delta)
         if save_due or is_best or self.stopping.should_stop or self.is_stopped:
             self._save(metrics, is_best)
         self.progress.restart_clock()
@@ -356,12 +366,21 @@ class _Loop:
             metrics=metrics,
             early_stopping=self.stopping.state(),
             skipped_steps=self.num_skipped,
+            privacy=self._spent(),
         )
         path = self.series.save(self.run.inputs.identity, position)
         together("checkpoint.after", lambda: self._after_save(path, is_best), self.run.collectives)
         self.beat(f"publishing step {self.global_step}")
         checkpoint.publish_checkpoints(self.run.config, self.run.collectives)
         self.beat(f"step {self.global_step} is saved")
+
+    def _spent(self) -> checkpoint.PrivacyEntry | None:
+        spending, steps = self.run.spending, self.global_step
+        if spending is None:
+            return None
+        return checkpoint.PrivacyEntry(
+            **asdict(spending), num_steps=steps, epsilon=spending.epsilon(steps)
+        )
 
     def _after_save(self, path: Path, is_best: bool) -> None:
         if not self.is_first:
@@ -383,6 +402,7 @@ class _Loop:
             checkpoint.mark_best(path, metric, self.stopping.best_value)
 
     def _result(self) -> TrainResult:
+        spent = self._spent()
         # best.json is written by rank 0 before an exchange that all ranks have passed
         record = checkpoint.read_best(self.directory)
         name = (
@@ -398,4 +418,5 @@ class _Loop:
             seconds=self.progress.seconds,
             stopped_early=self.stopping.should_stop,
             num_ranks=self.run.collectives.world.world_size,
+            epsilon=None if spent is None else spent.epsilon,
         )

@@ -145,6 +145,14 @@ class Progress:
             ", the best so far" if is_best else "",
         )  # fmt: skip
 
+    def spent(self, global_step: int, epsilon: float, delta: float) -> None:
+        """Report what private training has spent so far."""
+        self._write({"kind": "privacy", "step": global_step, "epsilon": epsilon, "delta": delta})
+        self._scalars("privacy", global_step, {"epsilon": epsilon})
+        logger.info(
+            "step %d/%d epsilon %.3g at delta %g", global_step, self.total_steps, epsilon, delta
+        )
+
     def skipped(self, global_step: int, reason: str) -> None:
         """Report a step of which nothing was applied."""
         self._write({"kind": "skipped", "step": global_step, "reason": reason})

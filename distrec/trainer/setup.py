@@ -21,6 +21,7 @@ from distrec.errors import ConfigError, DataError, TrainingError
 from distrec.metrics.item_neighbors import similar_items
 from distrec.model import RELATIVE, ModelSpec, Objective, UnifiedModel, resolve_loss_kind
 from distrec.planner import Sizer
+from distrec.private import Spending, UserReader, check_opacus
 from distrec.reader import ExampleReader, check_files, read_items
 from distrec.sharding.collectives import Collectives
 from distrec.sharding.plan import TablePlan, TableSpec, has_chosen_hot_rows, plan_tables
@@ -74,6 +75,7 @@ class Run:
         validator: Measures on the valid split.
         total_steps: Of the whole run.
         average: Of the dense weights, with train.average_decay.
+        spending: Of private training.
     """
 
     inputs: Inputs
@@ -82,10 +84,11 @@ class Run:
     tables: EmbeddingTables
     optimizer: torch.optim.Optimizer
     objective: Objective
-    reader: ExampleReader
+    reader: ExampleReader | UserReader
     validator: Validator
     total_steps: int
     average: WeightAverage | None = None
+    spending: Spending | None = None
 
     @property
     def config(self) -> Config:
@@ -109,11 +112,13 @@ def read_inputs(config: Config, world_size: int) -> Inputs:
     """Read the dataset's manifest and catalogue, and refuse what cannot work.
 
     Raises:
-        ConfigError: The metric, the loss or a table cannot be had with this dataset, or MLflow is
-            wanted and not installed.
+        ConfigError: The metric, the loss or a table cannot be had with this dataset, or MLflow or
+            Opacus is wanted and not installed.
         DataError: The dataset is not whole, or has nothing to learn from.
     """
     check_tracking(config)
+    if config.privacy is not None:
+        check_opacus()
     manifest = read_manifest(config.dataset_directory)
     rows = manifest.splits[columns.TRAIN].num_rows if columns.TRAIN in manifest.splits else 0
     if rows == 0:

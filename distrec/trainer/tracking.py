@@ -25,7 +25,7 @@ RUN_ID = "mlflow-run-id"
 # of MLflow
 _MAX_PARAM_CHARACTERS = 6000
 _PARAMS_PER_CALL = 100
-_SECTIONS = ("prepare", "reader", "sharding", "model", "loss", "train", "launch")
+_SECTIONS = ("prepare", "reader", "sharding", "model", "loss", "train", "privacy", "launch")
 
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
@@ -85,7 +85,7 @@ class MlflowRun:
         document = config.model_dump(mode="json", exclude_none=True)
         flat = {"seed": str(config.seed)}
         for section in _SECTIONS:
-            flat |= _flattened(section, document[section])
+            flat |= _flattened(section, document.get(section, {}))
         params = [Param(key, value[:_MAX_PARAM_CHARACTERS]) for key, value in flat.items()]
         for start in range(0, len(params), _PARAMS_PER_CALL):
             self._client.log_batch(run_id, params=params[start : start + _PARAMS_PER_CALL])

@@ -31,7 +31,17 @@ ALLOWED = {
     "metrics": {"model", "sharding", "reader"},
     "baselines": {"metrics", "spark"},
     "checkpoint": {"sharding", "model"},
-    "trainer": {"reader", "sharding", "model", "checkpoint", "metrics", "job", "planner"},
+    "private": {"reader", "sharding", "model"},
+    "trainer": {
+        "reader",
+        "sharding",
+        "model",
+        "checkpoint",
+        "metrics",
+        "job",
+        "planner",
+        "private",
+    },
     "scoring": {"checkpoint", "metrics", "model", "prepare", "reader", "sharding", "spark"},
     "report": set(),
     "planner": {"reader", "sharding", "model"},
@@ -39,6 +49,7 @@ ALLOWED = {
 }
 ONE_FILE = {
     "horovod": {"sharding/collectives.py", "launch.py"},
+    "opacus": {"private/accountant.py"},
     "petastorm": {"reader/petastorm_adapter.py"},
     "fbgemm_gpu": {"sharding/fbgemm.py"},
 }

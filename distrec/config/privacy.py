@@ -55,6 +55,8 @@ def _faults(config: Config) -> Iterator[str]:
             f'model.towers = {list(model.towers)}: set ["cf"], as the user side of the others has '
             "weights that all users share"
         )
+    if model.cf_history != "none":
+        yield f'model.cf_history = "{model.cf_history}": set "none", as users then read item rows'
     if model.id_dropout > 0:
         yield (
             f"model.id_dropout = {model.id_dropout}: set 0, as withheld ids train one row for all "
@@ -62,6 +64,9 @@ def _faults(config: Config) -> Iterator[str]:
         )
     if config.loss.kind not in ("auto", "softmax"):
         yield f'loss.kind = "{config.loss.kind}": set "softmax", of which users\' norms are known'
+    for name in ("contrastive", "adversarial"):
+        if getattr(config.loss, name) > 0:
+            yield f"loss.{name} = {getattr(config.loss, name)}: set 0, whose norms are not known"
     if config.prepare.train_rows != "events":
         yield f'prepare.train_rows = "{config.prepare.train_rows}": set "events"'
     if train.early_stopping_patience:

@@ -20,6 +20,8 @@ from distrec.config import LossConfig, PrivacyConfig
 from distrec.errors import ConfigError
 from distrec.model import Objective, UnifiedModel
 from distrec.model.losses import SCORES_PER_BLOCK
+from distrec.model.towers import USER_TABLE
+from distrec.model.unified import USER_BIAS_TABLE
 from distrec.private.noise import SecretNoise
 from distrec.private.users import UserBatch
 from distrec.sharding.collectives import Collectives
@@ -47,7 +49,8 @@ class PrivateObjective(Objective):
         collectives: Of the job.
 
     Raises:
-        ConfigError: The loss is another one with this dataset.
+        ConfigError: The loss is another one with this dataset, or the model has weights that would
+            see users' data without noise.
     """
 
     def __init__(
@@ -68,6 +71,9 @@ class PrivateObjective(Objective):
                 f"private training takes the loss softmax. Received: {self.kind} with this "
                 'dataset. Set loss.kind = "softmax".'
             )
+        dense = [name for name, one in model.named_parameters() if one.requires_grad]
+        if dense:
+            raise ConfigError(_refusal(f"dense weights {', '.join(dense)}"))
         self._clip_norm = privacy.clip_norm
         self._noise_scale = noise_multiplier * privacy.clip_norm
         self._expected_users = expected_users
@@ -76,7 +82,11 @@ class PrivateObjective(Objective):
 
     def requests(self, batch: Batch, global_step: int) -> dict[str, Request]:
         """The rows of the batch's users and of every item."""
-        return {**self.model.user_requests(batch), **self.model.item_requests(self._items)}
+        of_users = self.model.user_requests(batch)
+        shared = {request.table for request in of_users.values()} - {USER_TABLE, USER_BIAS_TABLE}
+        if shared:
+            raise ConfigError(_refusal(f"users' vectors made of {', '.join(sorted(shared))}"))
+        return {**of_users, **self.model.item_requests(self._items)}
 
     def weight_sum(self, batch: Batch) -> Tensor:
         """This rank's part of the expected number of users, by which the trainer divides."""
@@ -106,6 +116,13 @@ class PrivateObjective(Objective):
             l2 = l2 + self._expected_users * every.mean()
         l2 = self.config.l2 * l2
         return loss + l2, {"loss": float(loss.detach()), "l2": float(l2.detach())}
+
+
+def _refusal(received: str) -> str:
+    return (
+        "private training has rows of users and of items, and users meet in item vectors alone. "
+        f'Received: {received}. Set model.towers = ["cf"] without additions.'
+    )
 
 
 class _ClippedSoftmaxSum(torch.autograd.Function):

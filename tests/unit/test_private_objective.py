@@ -13,6 +13,7 @@ from distrec.batch import Jagged
 from distrec.columns import FIRST_INDEX, TRAIN
 from distrec.config import LossConfig, PrivacyConfig
 from distrec.dataset import read_manifest
+from distrec.errors import ConfigError
 from distrec.model import ModelSpec, Objective, UnifiedModel
 from distrec.private import PrivateObjective, SecretNoise, UserReader
 from distrec.private.users import UserBatch
@@ -203,6 +204,22 @@ def test_every_item_has_noise_of_the_stated_size_whoever_is_in_the_step(tmp_path
     assert 1.2 < float(by_row.min()) < float(by_row.max()) < 1.8
     assert 1.2 < float(by_step.min()) < float(by_step.max()) < 1.8
     assert abs(float((stacked[1:] * stacked[:-1]).mean())) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"towers": ["cf", "deep"]}, r"Received: dense weights towers\.deep.*Set model\.towers"),
+        ({"cf_history": "mean"}, r"Received: users' vectors made of item\. Set model\.towers"),
+    ],
+)
+def test_a_model_in_which_users_meet_elsewhere_is_refused(
+    tmp_path: Path, model: dict[str, object], message: str
+) -> None:
+    """Whatever a configuration, or a tower of the future, lets through."""
+    setting = Setting(tmp_path, **model)
+    with pytest.raises(ConfigError, match=message):
+        setting.objective(1.0, 1.0).requests(setting.batch(), 0)
 
 
 def test_what_a_user_has_does_not_show_in_l2_of_items_or_in_the_divisor(tmp_path: Path) -> None:

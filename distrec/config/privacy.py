@@ -64,9 +64,10 @@ def _faults(config: Config) -> Iterator[str]:
         )
     if config.loss.kind not in ("auto", "softmax"):
         yield f'loss.kind = "{config.loss.kind}": set "softmax", of which users\' norms are known'
-    for name in ("contrastive", "adversarial"):
-        if getattr(config.loss, name) > 0:
-            yield f"loss.{name} = {getattr(config.loss, name)}: set 0, whose norms are not known"
+    if config.loss.adversarial > 0:
+        yield f"loss.adversarial = {config.loss.adversarial}: set 0, as its norms are not known"
+    if model.augment:
+        yield f"model.augment = {list(model.augment)}: remove it, as no history is read"
     if config.prepare.train_rows != "events":
         yield f'prepare.train_rows = "{config.prepare.train_rows}": set "events"'
     if train.early_stopping_patience:

@@ -59,6 +59,8 @@ def rows_of(path: str) -> dict[str, torch.Tensor]:
 
 def test_two_ranks_are_one(tmp_path: Path) -> None:
     alone = body(OneProcess(torch.device("cpu")), str(tmp_path / "alone"))
+    # written once, before two ranks would
+    private_config(tmp_path / "two")
     both = run_ranks(2, f"{__name__}:body", {"directory": str(tmp_path / "two")}, tmp_path)
     assert alone[1] == both[0][1] == both[1][1] == str(NUM_STEPS)
     manifest = checkpoint.read_checkpoint_manifest(both[0][0])

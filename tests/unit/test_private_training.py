@@ -215,7 +215,7 @@ def test_items_that_nobody_has_get_noise_too(tmp_path: Path) -> None:
         ({"model": {"towers": ["autoencoder"]}}, r"model\.towers = \['autoencoder'\]"),
         ({"model": {"id_dropout": 0.1}}, r"model\.id_dropout = 0\.1: set 0"),
         ({"model": {"cf_history": "mean"}}, r"model\.cf_history = \"mean\": set \"none\""),
-        ({"loss": {"contrastive": 0.1}}, r"loss\.contrastive = 0\.1: set 0"),
+        ({"model": {"augment": ["crop"]}}, r"model\.augment = \['crop'\]: remove it"),
         ({"loss": {"adversarial": 0.5}}, r"loss\.adversarial = 0\.5: set 0"),
         ({"loss": {"kind": "sampled_softmax"}}, r"loss\.kind = \"sampled_softmax\""),
         ({"prepare": WINDOWS}, r"prepare\.train_rows = \"windows\""),

@@ -35,11 +35,12 @@ def move_everything(collectives: Collectives) -> dict[str, Any]:
         assert received.dtype == dtype
         gathered = collectives.allgather(sent[: rank + 1, 0], f"allgather {name}")
         copied = collectives.broadcast(sent.new_tensor(rank), f"broadcast {name}", size - 1)
-        largest = collectives.allreduce(torch.tensor([rank, 1]).to(dtype), f"max {name}", "max")
+        numbers = torch.tensor([rank + 0.5, 1]).to(dtype)
+        largest = collectives.allreduce(numbers, f"max {name}", "max")
         assert gathered.dtype == copied.dtype == largest.dtype == dtype
         moved[name] = [
             received.int().tolist(), receive_counts, gathered.int().tolist(), copied.int().item(),
-            largest.int().tolist(),
+            largest.double().tolist(),
         ]  # fmt: skip
     nothing, counts = collectives.alltoall(torch.zeros(0, 4), [0] * size, "nothing")
     assert nothing.shape == (0, 4)
@@ -59,13 +60,15 @@ def expected_moves(rank: int, size: int) -> dict[str, Any]:
     moves: dict[str, Any] = {}
     for name in DTYPES:
         as_type = bool if name == "bool" else int
+        half = 0.5 if getattr(torch, name).is_floating_point else 0
         moves[name] = [
             [[int(as_type(s))] * 2 for s in range(size) for _ in range(rank + s)],
             [rank + s for s in range(size)],
             # rank 0 alone has nothing to send
             [int(as_type(s)) for s in range(size) for _ in range(min(s + 1, sum_sent(s, size)))],
             int(as_type(size - 1)),
-            [int(as_type(size - 1)), 1],
+            # any number but 0 is true
+            [1 if name == "bool" else size - 1 + half, 1],
         ]
     return moves | {
         "together": [n * size for n in range(4)],
@@ -83,7 +86,8 @@ def refuse(collectives: Collectives) -> list[str]:
     """What must not be sent, on one rank or all; afterwards everything still works."""
     messages = []
     size = collectives.world.world_size
-    wrong_counts = [[1] * (size + 1), [1] * size, [4] + [0] * (size - 2) + [-1]][: size + 1]
+    # the last ones add up to the nine rows
+    wrong_counts = [[1] * (size + 1), [1] * size, [10] + [0] * (size - 2) + [-1]][: size + 1]
     for counts in wrong_counts:
         try:
             collectives.alltoall(torch.zeros(9, 2), counts, "wrong")
@@ -125,6 +129,16 @@ def train_dense(collectives: Collectives) -> dict[str, Any]:
         norms.append(DenseGradients(model.parameters(), collectives).step(optimizer, CLIP_NORM))
     weights = [parameter.tolist() for parameter in model.parameters()]
     return {"norms": norms, "weights": weights}
+
+
+def update_of_one_rank(collectives: Collectives) -> list[list[float]]:
+    """Two parameters after a step of 1 against their gradients; the second is rank 0's alone."""
+    parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(3))]
+    parameters[0].sum().backward()
+    if collectives.world.is_first:
+        parameters[1].sum().backward()
+    DenseGradients(parameters, collectives).step(torch.optim.SGD(parameters, lr=1.0), 100.0)
+    return [parameter.tolist() for parameter in parameters]
 
 
 def sum_in_company(collectives: Collectives) -> list[bool]:
@@ -176,6 +190,7 @@ def work(collectives: Collectives) -> dict[str, Any]:
         "moved": move_everything(collectives),
         "refused": refuse(collectives),
         "trained": train_dense(collectives),
+        "one rank's": update_of_one_rank(collectives),
         "summed": sum_in_company(collectives),
         "disagreed": disagree(collectives),
     }
@@ -211,6 +226,7 @@ def test_everything_arrives(num_ranks: int, tmp_path: Path) -> None:
         for found, expected in zip(result["trained"]["weights"], plain["weights"], strict=True):
             torch.testing.assert_close(torch.tensor(found), expected.data, rtol=0, atol=1e-5)
         assert result["trained"]["weights"] == results[0]["trained"]["weights"]
+        assert result["one rank's"] == [[-num_ranks] * 2, [-1] * 3]
         assert result["summed"] == [True] * 180
         bound = result["bound"]
         allowed = bound["allowed"]

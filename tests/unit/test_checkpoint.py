@@ -100,6 +100,20 @@ def test_everything_comes_back(tmp_path: Path, precision: str, optimizer: str) -
             assert ours.dtype == theirs.dtype
 
 
+def test_tables_are_told_once_all_rows_are_written(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For those on a GPU, which keep copies of rows in a cache."""
+    parts = make_parts(ShardingConfig(), seed=2)
+    tables, name = parts.tables, parts.plans[-1].name
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        tables, "rows_were_written", lambda: seen.append(tables.local_rows(name)[1].clone())
+    )
+    checkpoint.load_tables(saved, tables, parts.plans, parts.sharding, COLLECTIVES.world)
+    assert torch.equal(seen[-1], tables.local_rows(name)[1])
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("pooling", ["none", "sum", "mean"])
 def test_mapped_tables_look_up_as_training_does(

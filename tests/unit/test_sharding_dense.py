@@ -27,7 +27,7 @@ def test_a_gradient_that_comes_after_the_start_is_refused(replaced: bool) -> Non
         parameter.grad = parameter.grad + 1
     else:
         parameter.grad += 1
-    with pytest.raises(TrainingError, match="are complete when rows get theirs"):
+    with pytest.raises(TrainingError, match="are complete when they are summed"):
         gradients.step(torch.optim.SGD([parameter], lr=1.0))
     assert not parameter.any()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -89,6 +89,26 @@ def write_candidates(data: Path, directory: Path) -> Path:
     return path
 
 
+def write_catalogue(data: Path, directory: Path, leave: Collection[str]) -> None:
+    """Write what MovieLens-1M tells of its films and users, as conf/unified.toml reads it.
+
+    Args:
+        data: Folder with a folder for each data set.
+        directory: Where items.tsv and users.tsv are written.
+        leave: Films that are left out.
+    """
+    items, users = ["item_id\ttitle\tyear\tgenres"], ["user_id\tage\tgender\toccupation"]
+    for line in (data / "ml-1m" / "movies.dat").read_text("latin-1").splitlines():
+        item, title, genres = line.split("::")
+        if item not in leave:
+            items.append(f"{item}\t{title[:-7]}\t{title[-5:-1]}\t{genres}")
+    for line in (data / "ml-1m" / "users.dat").read_text("latin-1").splitlines():
+        user, gender, age, occupation, _ = line.split("::")
+        users.append(f"{user}\t{age}\t{gender}\t{occupation}")
+    for name, lines in (("items.tsv", items), ("users.tsv", users)):
+        replace_text(directory / name, "\n".join(lines) + "\n")
+
+
 def _rows(name: str, data: Path) -> Iterator[str]:
     if name in SEQUENCES:
         for line in (data / name / SEQUENCES[name]).read_text().splitlines():
@@ -112,7 +132,7 @@ def _rows(name: str, data: Path) -> Iterator[str]:
     if name == WATCHED:
         yield from (f"{user}\t{item}\t{split}" for user, item, _, split in _divided(ratings))
         return
-    rows = _movielens(ratings)
+    rows = movielens_events(ratings)
     if name == "ml-1m":
         for user, events in rows.items():
             yield from (f"{user}\t{item}\t{time}" for item, time in events)
@@ -182,10 +202,12 @@ def _ratings(path: Path) -> Iterator[tuple[str, str, int, int]]:
             yield user, item, int(rating), int(time)
 
 
-def _movielens(path: Path) -> dict[str, list[tuple[str, int]]]:
-    """Items and times by user. Every rating is an event. Most of a user's share their second with
-    others: they keep the order of the file, and each is put at least a second after the one before
-    it."""
+def movielens_events(path: Path) -> dict[str, list[tuple[str, int]]]:
+    """Items and times by user, of MovieLens-1M's ratings.dat.gz.
+
+    Every rating is an event. Most of a user's share their second with others: they keep the order
+    of the file, and each is put at least a second after the one before it.
+    """
     ratings: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
     for place, (user, item, _, time) in enumerate(_ratings(path)):
         ratings[user].append((time, place, item))

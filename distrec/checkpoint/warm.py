@@ -106,15 +106,12 @@ def start_rows_anew(
         seed: Of the run.
         world: This rank.
     """
-    for held in plan.held_rows(world.rank, world.world_size):
-        is_own = (row_ids >= held.start) & (row_ids < held.stop)
-        is_own &= (row_ids - held.start) % held.step == 0
-        own = row_ids[is_own]
-        if not len(own):
-            continue
-        weights = initial_rows(plan.name, own, plan.embedding_dim, seed, sharding.init_scale)
-        state = torch.zeros(len(own), state_width(sharding.optimizer, plan.embedding_dim))
-        tables.load_rows(plan.name, torch.from_numpy(own), torch.from_numpy(weights), state)
+    given = torch.from_numpy(row_ids)
+    own = given[plan.is_held(given, world.rank, world.world_size)]
+    scale = sharding.init_scale
+    weights = initial_rows(plan.name, own.numpy(), plan.embedding_dim, seed, scale)
+    state = torch.zeros(len(own), state_width(sharding.optimizer, plan.embedding_dim))
+    tables.load_rows(plan.name, own, torch.from_numpy(weights), state)
 
 
 def load_dense_where_it_fits(

@@ -344,5 +344,9 @@ class TrainConfig(Section):
     """A checkpoint, or another run's directory of checkpoints (its best one, else its newest), from
     which a new run takes its weights. The vocabularies of that run's dataset are those of this
     one, or this one extends it (prepare.extend). Steps count from 0, the dense optimizer is new."""
+    predict_new_rows: bool = False
+    """Whether rows of items and users that are new at a warm start begin as their features predict
+    from the old ones, in place of as in a new run. For a model that is used before it is trained on
+    them, and for frozen towers; after an epoch it was no better."""
     resume: bool = True
     """Go on from the newest checkpoint when it is of the same configuration and dataset."""

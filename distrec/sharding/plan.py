@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from distrec.columns import FIRST_INDEX
@@ -103,6 +104,14 @@ class TablePlan:
             return (self.local_rows(rank, world_size),)
         first = hot + (rank - hot) % world_size
         return range(hot), range(first, max(first, self.num_embeddings), world_size)
+
+    def is_held(self, row_ids: Tensor, rank: int, world_size: int) -> Tensor:
+        """Which of the rows, int64 (n,), a rank keeps: bool, (n,)."""
+        held = torch.zeros(len(row_ids), dtype=torch.bool)
+        for rows in self.held_rows(rank, world_size):
+            inside = (row_ids >= rows.start) & (row_ids < rows.stop)
+            held |= inside & ((row_ids - rows.start) % rows.step == 0)
+        return held
 
     def hot_on(self, world_size: int) -> int:
         """Hot rows among N ranks: one rank alone has nothing to keep twice."""

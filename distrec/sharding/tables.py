@@ -354,12 +354,9 @@ class EmbeddingTables(nn.Module):
                 f"{expected[1]}. Received: {tuple(weights.shape)} and {tuple(state.shape)}. Use "
                 "the checkpoint with the configuration that it was written with."
             )
-        held = plan.held_rows(self._world.rank, self._world.world_size)
-        own = torch.zeros(len(row_ids), dtype=torch.bool)
-        for rows in held:
-            inside = (row_ids >= rows.start) & (row_ids < rows.stop)
-            own |= inside & ((row_ids - rows.start) % rows.step == 0)
+        own = plan.is_held(row_ids, self._world.rank, self._world.world_size)
         if not bool(own.all()):
+            held = plan.held_rows(self._world.rank, self._world.world_size)
             raise CheckpointError(
                 f"rank {self._world.rank} of {self._world.world_size} holds rows "
                 f"{' and '.join(map(str, held))} of table {table!r}. Received: row "

@@ -34,6 +34,8 @@ def resume_hash(config: Config) -> str:
         if name == "train" and config.train.warm_start is None:
             # a run without one is what it was before there was this key
             free += ("warm_start",)
+        if name == "train" and not config.train.predict_new_rows:
+            free += ("predict_new_rows",)
         if name == "model" and not config.model.frozen:
             free += ("frozen", "adapter_rank")
         if name == "train" and config.train.average_decay == 0:

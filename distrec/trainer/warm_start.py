@@ -24,6 +24,7 @@ from distrec.errors import CheckpointError, DataError
 from distrec.model import ModelSpec, vocabulary_of
 from distrec.model.adapters import ADAPTER
 from distrec.sharding.collectives import Collectives
+from distrec.trainer.new_rows import predict_new_rows
 from distrec.trainer.setup import Inputs, Run
 
 logger = logging.getLogger("distrec.train")
@@ -131,6 +132,8 @@ def load_warm_start(run: Run, path: Path) -> None:
         if plan.name in old.reused:
             row_ids = old.reused[plan.name]
             checkpoint.start_rows_anew(plan, row_ids, run.tables, sharding, seed, world)
+    if run.config.train.predict_new_rows:
+        predict_new_rows(run, old.rows.plans, old.reused)
     if world.is_first:
         _tell(path, old, inputs)
 

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -25,6 +24,9 @@ from tests.growing import REUSED_ITEMS, extend_dataset, new_config, old_config
 from tests.parallel.harness import run_ranks
 
 ITEM_TABLES = ("item", "item_bias", "item_history")
+# their new rows are predicted from features
+PREDICTED = (*ITEM_TABLES, "user")
+PREDICT = {"train": {"predict_new_rows": True}}
 NAME = "step-00000004"
 
 
@@ -45,6 +47,21 @@ def warm_rows(config: Config, collectives: Collectives) -> dict[str, Any]:
     answer["looked_up"] = seen.detach().tolist()
     answer["dense"] = {name: t.tolist() for name, t in run.model.state_dict().items()}
     return answer
+
+
+def whole_table(answers: list[Any], name: str) -> tuple[Tensor, Tensor]:
+    """Weights and state of a table of all ranks, as `warm_rows` gave them; each row once."""
+    parts = [answer[name][2:] for answer in answers]
+    if answers[0][name][0] == "replicated":
+        # the copies are equal, bit by bit
+        assert all(part == parts[0] for part in parts)
+        parts = parts[:1]
+    row_ids = torch.tensor([row for part in parts for row in part[0]])
+    assert sorted(row_ids.tolist()) == list(range(answers[0][name][1]))
+    order = row_ids.argsort()
+    return tuple(
+        torch.tensor([row for part in parts for row in part[place]])[order] for place in (1, 2)
+    )  # type: ignore[return-value]
 
 
 def refusal(config: Config, collectives: Collectives, num_files: int | None) -> str:
@@ -70,7 +87,7 @@ def body(
 ) -> dict[str, Any]:
     """On two ranks: train on the first dataset; then start from what one rank has trained."""
     train(old_config(Path(old_two)), collectives)
-    keys = {"sharding": {"hot_rows": {"item": 6}}}
+    keys = {**PREDICT, "sharding": {"hot_rows": {"item": 6}}}
     older, is_guilty = Path(old_one) / "checkpoints", collectives.world.rank == 1
     answer = warm_rows(new_config(Path(new), older, keys), collectives)
     config = new_config(Path(damaged) if is_guilty else Path(new), older)
@@ -123,8 +140,10 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, l
     )
     from_two = old[2] / "checkpoints"
     # the directory of one checkpoint, too
-    one_rank = warm_rows(new_config(new[1], from_two / NAME), one)
+    one_rank = warm_rows(new_config(new[1], from_two / NAME, PREDICT), one)
+    alone = warm_rows(new_config(new[1], old[1] / "checkpoints", PREDICT), one)
     return {
+        "1 -> 1": (old[1] / "checkpoints" / NAME, [alone]),
         "1 -> 2": (old[1] / "checkpoints" / NAME, two_ranks),
         "2 -> 1": (from_two / NAME, [one_rank]),
     }
@@ -137,39 +156,57 @@ def test_old_rows_stay_and_new_and_reused_ones_start_anew(
     path, ranks = answers[case]
     others = ("path", "dense", "dense_state", "looked_up", "reused ids", "checkpoint")
     tables = [name for name in ranks[0] if name not in others]
-    assert set(ITEM_TABLES) < set(tables)
+    assert set(PREDICTED) < set(tables)
     sizes = {"user": (62, 68), "item": (42, 46), "item_tags": (6, 6)}
     for name in tables:
         weights, state = stored_rows(path, name)
         assert float(state.abs().sum()) > 0
-        seen: list[int] = []
-        for answer in ranks:
-            placement, num_rows, row_ids, own_weights, own_state = answer[name]
-            if name in sizes:
-                assert (len(weights), num_rows) == sizes[name]
-            seen += row_ids if placement == "row_wise" or answer is ranks[0] else []
-            ids = np.array(row_ids)
-            is_new = ids >= len(weights)
-            if name in ITEM_TABLES:
-                is_new |= np.isin(ids, REUSED_ITEMS)
-            fresh = initial_rows(name, ids[is_new], weights.shape[1], 4, 0.05)
-            found, found_state = torch.tensor(own_weights), torch.tensor(own_state)
-            kept = torch.from_numpy(ids[~is_new])
-            assert torch.equal(found[~is_new], weights[kept])
-            assert torch.equal(found_state[~is_new], state[kept])
-            assert torch.equal(found[is_new], torch.from_numpy(fresh))
-            assert not found_state[is_new].any()
-        assert sorted(seen) == list(range(num_rows))
+        found, found_state = whole_table(ranks, name)
+        if name in sizes:
+            assert (len(weights), len(found)) == sizes[name]
+        is_new = torch.arange(len(found)) >= len(weights)
+        if name in ITEM_TABLES:
+            is_new[list(REUSED_ITEMS)] = True
+        kept = torch.arange(len(found))[~is_new]
+        assert torch.equal(found[kept], weights[kept])
+        assert torch.equal(found_state[kept], state[kept])
+        assert not found_state[is_new].any()
+        ids = is_new.nonzero().flatten().numpy()
+        noise = torch.from_numpy(initial_rows(name, ids, weights.shape[1], 4, 0.05))
+        is_noise = (found[is_new] == noise).all(dim=1)
+        assert not is_noise.any() if name in PREDICTED else is_noise.all(), name
 
 
-def test_hot_copies_are_taken_over_and_started_anew_on_every_rank(
+def test_new_rows_are_like_the_old_ones_of_their_group(
     answers: dict[str, tuple[Path, list[Any]]],
 ) -> None:
+    """Whose features say the group and nothing else; the mean of it, for so few a bit less."""
     path, ranks = answers["1 -> 2"]
-    weights, _ = stored_rows(path, "item")
-    expected = torch.from_numpy(initial_rows("item", np.arange(46), 8, 4, 0.05))
-    old = torch.tensor([row for row in range(42) if row not in REUSED_ITEMS])
-    expected[old] = weights[old]
+    for name in ITEM_TABLES:
+        weights, _ = stored_rows(path, name)
+        found, _ = whole_table(ranks, name)
+        ids = torch.tensor([*REUSED_ITEMS, 42, 43, 44, 45])
+        old = torch.tensor([row for row in range(2, 42) if row not in REUSED_ITEMS])
+        means = torch.stack([weights[old[(old - 2) % 4 == group]].mean(0) for group in range(4)])
+        assert torch.cdist(found[ids], means).argmin(dim=1).tolist() == ((ids - 2) % 4).tolist()
+
+
+def test_any_number_of_ranks_predicts_the_same(
+    answers: dict[str, tuple[Path, list[Any]]],
+) -> None:
+    """Rows on one rank, on all of them, and in a hot tier."""
+    assert answers["1 -> 2"][1][0]["item_bias"][0] == "replicated"
+    one, two = answers["1 -> 1"][1], answers["1 -> 2"][1]
+    for name in PREDICTED:
+        expected, found = (whole_table(ranks, name)[0] for ranks in (one, two))
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_hot_copies_are_the_same_on_every_rank(
+    answers: dict[str, tuple[Path, list[Any]]],
+) -> None:
+    _, ranks = answers["1 -> 2"]
+    expected, _ = whole_table(ranks, "item")
     for answer in ranks:
         assert torch.equal(torch.tensor(answer["looked_up"]), expected[1:])
 

@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distrec import checkpoint
+from distrec import checkpoint, columns
+from distrec.batch import Jagged
 from distrec.config import Config, ModelConfig
 from distrec.dataset import MANIFEST, Ancestor, VocabularyState, read_manifest
 from distrec.errors import CheckpointError
@@ -21,7 +23,14 @@ from distrec.model import ModelSpec, UnifiedModel, vocabulary_of
 from distrec.sharding.collectives import OneProcess
 from distrec.trainer import TrainResult, train
 from distrec.trainer.identity import resume_hash
-from distrec.trainer.warm_start import changed_sides, generation_of, reused_ids
+from distrec.trainer.setup import build, read_inputs
+from distrec.trainer.warm_start import (
+    changed_sides,
+    find_warm_start,
+    generation_of,
+    load_warm_start,
+    reused_ids,
+)
 from tests.growing import REUSED_ITEMS, extend_dataset, new_config, old_config
 from tests.training import log_entries, losses, make_config
 from tests.unit.test_checkpoint import flip
@@ -157,6 +166,44 @@ def test_a_model_of_fewer_tables_takes_over_those_that_it_has(
         run(config)
     assert "table item: 42 old rows" in caplog.text
     assert "table item_tags" not in caplog.text
+
+
+def noisy_items(old: Config, directory: Path, predict: bool = True, **model: Any) -> list[int]:
+    """Rows of table item that after a warm start are as in a new run.
+
+    Item 43 has lost its features, and index 44 stands for no item.
+    """
+    keys = {"model": model, "train": {"predict_new_rows": predict}}
+    config = new_config(grown(old, directory), old.checkpoint_directory, keys)
+    inputs = read_inputs(config, 1)
+    bare = inputs.items.item_index == 43
+    tags = [[] if has_none else [2] for has_none in bare.tolist()]
+    items = replace(
+        inputs.items,
+        ids={"item_tags": Jagged.from_lists(tags)},
+        dense=inputs.items.dense.masked_fill(bare[:, None], 0.0),
+        count=inputs.items.count.masked_fill(inputs.items.item_index == 44, columns.FREE_COUNT),
+    )
+    collectives = OneProcess(torch.device("cpu"))
+    run = build(replace(inputs, items=items), collectives, None)
+    noise = run.tables.local_rows("item")[1].clone()
+    path = find_warm_start(inputs, collectives)
+    assert path is not None
+    load_warm_start(run, path)
+    is_noise = (run.tables.local_rows("item")[1] == noise).all(dim=1)
+    return is_noise.nonzero().flatten().tolist()
+
+
+def test_only_items_with_features_begin_with_them(old: Config, tmp_path: Path) -> None:
+    # the padding row is always zeros
+    assert noisy_items(old, tmp_path / "new") == [0, 43, 44]
+    every = [0, *REUSED_ITEMS, 42, 43, 44, 45]
+    assert noisy_items(old, tmp_path / "off", predict=False) == every
+
+
+def test_a_model_without_tables_of_features_predicts_nothing(old: Config, tmp_path: Path) -> None:
+    found = noisy_items(old, tmp_path / "new", towers=["cf"])
+    assert found == [0, *REUSED_ITEMS, 42, 43, 44, 45]
 
 
 def test_which_checkpoint_of_another_run(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from unified import ROOT, arguments, common, configure_logging
 from distrec import pipeline
 from distrec.config import Config, load_config
 from distrec.evaluate import MODEL
+from distrec.variants import link_dataset
 
 ADAPTER_RANK = 4
 TOWERS = '["cf", "autoencoder", "deep"]'
@@ -32,8 +34,10 @@ BARS = {
 }
 
 
-def run(name: str, directory: Path, given: Any, *more: str) -> Config:
-    """Prepare, train and evaluate, on events of `sources`."""
+def run(
+    name: str, directory: Path, given: Any, more: Sequence[str], prepared: Config | None = None
+) -> Config:
+    """Prepare, train and evaluate, on events of `sources`; or on a dataset that is there."""
     events = write_events(name, given.data, given.output / name / "raw")
     events["paths"] = [str(Path(path).resolve()) for path in events["paths"]]
     inline = ", ".join(f"{key} = {json.dumps(value)}" for key, value in events.items())
@@ -41,10 +45,14 @@ def run(name: str, directory: Path, given: Any, *more: str) -> Config:
         f'name="{name}"', f"output={json.dumps(str(directory))}", f"prepare.events={{{inline}}}",
         "prepare.history_length=50", 'prepare.split.method="given"', *catalogue(given.data),
         f"launch.num_ranks={given.ranks}", f"model.towers={TOWERS}", "model.embedding_dim=32",
-        "model.share_item_embedding=false", "train.max_epochs=8",
+        "model.share_item_embedding=false",
     ]  # fmt: skip
     config = load_config(ROOT / "conf" / "clicks.toml", [*settings, *given.settings, *more])
-    stages = ["prepare", "train"] if name == WATCHED else ["prepare", "train", "evaluate"]
+    stages = ["train"] if name == WATCHED else ["train", "evaluate"]
+    if prepared is None:
+        stages = ["prepare", *stages]
+    else:
+        link_dataset(prepared, config)
     code, _ = pipeline.run_stages(config, only=stages)
     if code:
         sys.exit(code)
@@ -63,24 +71,25 @@ def main() -> None:
     configure_logging()
     common.print_header(["torch", "horovod", "pyspark"], f"{given.ranks} ranks of 1 thread")
     output = given.output / "pretrain"
-    events = ('train.metric="ndcg@10"', "model.pair_crosses=0", "loss.l2=0.0")
-    first = run(WATCHED, output / "pretrained", given, *events)
+    events = (
+        'train.metric="ndcg@10"', "model.pair_crosses=0", "loss.l2=0.0", "train.max_epochs=8",
+    )  # fmt: skip
+    first = run(WATCHED, output / "pretrained", given, events)
     warm = (
-        f"prepare.extend={json.dumps(str(first.dataset_directory))}",
+        f"prepare.extend={json.dumps(str(first.dataset_directory))}", "train.max_epochs=4",
         f"train.warm_start={json.dumps(str(first.checkpoint_directory))}",
-    )
+    )  # fmt: skip
     figures: dict[str, Any] = {}
     for name in LABELLED:
         share = f"{name.rpartition('-')[2]} %"
-        scratch = auc(run(name, output / f"{name}-scratch", given, warm[0]))
-        tuned = auc(run(name, output / f"{name}-tuned", given, *warm))
+        from_scratch = run(name, output / f"{name}-scratch", given, warm[:2])
+        fine_tuned = run(name, output / f"{name}-tuned", given, warm, from_scratch)
+        scratch, tuned = auc(from_scratch), auc(fine_tuned)
         figures[f"scratch, {share}"], figures[f"fine-tuned, {share}"] = scratch, tuned
         figures[f"gain with {share}"] = round(tuned - scratch, 4)
         print(f"{share:>6} of labels: scratch {scratch:.4f}, fine-tuned {tuned:.4f}", flush=True)
-    frozen = 'model.frozen=["cf", "autoencoder", "deep"]'
-    adapted = run(
-        LABELLED[-1], output / "adapted", given, *warm, frozen, f"model.adapter_rank={ADAPTER_RANK}"
-    )
+    frozen = ('model.frozen=["cf", "autoencoder", "deep"]', f"model.adapter_rank={ADAPTER_RANK}")
+    adapted = run(LABELLED[-1], output / "adapted", given, (*warm, *frozen), from_scratch)
     counted = json.loads((adapted.directory / "logs" / "plan.json").read_text())["parameters"]
     figures["adapters, 100 %"] = auc(adapted)
     trained = counted["dense_trained"] + counted["tables_trained"]

@@ -268,7 +268,7 @@ def build(inputs: Inputs, collectives: Collectives, lanes: int | None) -> Run:
             config.seed,
             manifest.train_rows,
             collectives,
-            _similar_items(inputs, collectives),
+            _similar_items(inputs),
         ),
         reader=reader,
         validator=Validator(config, manifest, inputs.items, collectives),
@@ -277,19 +277,11 @@ def build(inputs: Inputs, collectives: Collectives, lanes: int | None) -> Run:
     )
 
 
-def _similar_items(inputs: Inputs, collectives: Collectives) -> Tensor | None:
-    """What may stand in for each item, the same on every rank. Collective where it is wanted.
-
-    Raises:
-        DataError: On every rank, when a file of train is damaged.
-    """
+def _similar_items(inputs: Inputs) -> Tensor | None:
+    """What may stand in for each item, the same on every rank; None where that is not wanted."""
     if "substitute" not in inputs.config.model.augment:
         return None
-    return together(
-        "train.similar",
-        lambda: similar_items(inputs.config.dataset_directory, inputs.manifest, _NUM_SIMILAR),
-        collectives,
-    )
+    return similar_items(inputs.config.dataset_directory, inputs.manifest, _NUM_SIMILAR)
 
 
 def _check_memory(inputs: Inputs, collectives: Collectives) -> None:

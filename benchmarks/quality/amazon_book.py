@@ -15,7 +15,9 @@ from unified import arguments, common, report
 METRICS = ("recall@20", "ndcg@20")
 BARS = {"recall@20": common.at_least(0.150)}
 
-CHOSEN = ('prepare.split.method="given"', 'train.metric="recall@20"')
+CHOSEN = (
+    'prepare.split.method="given"', 'train.metric="recall@20"', "loss.num_negatives=2048",
+)  # fmt: skip
 
 if __name__ == "__main__":
     given = arguments(__doc__, "runs/quality")

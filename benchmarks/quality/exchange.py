@@ -11,16 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from unified import common, run_stages, spread
 
-import common
-
-from distrec import pipeline
 from distrec.config import Config, load_config
 from distrec.data import fetch
 from distrec.evaluate import MODEL
@@ -38,13 +33,6 @@ SIDES: dict[str, dict[str, Any]] = {
 }
 
 
-def run(config: Config, stages: list[str]) -> None:
-    """Run stages, or end with their exit code."""
-    code, _ = pipeline.run_stages(config, only=stages)
-    if code:
-        sys.exit(code)
-
-
 def measure(config: Config, side: str, seed: int) -> dict[str, float]:
     """METRIC by split."""
     changes = {
@@ -56,7 +44,7 @@ def measure(config: Config, side: str, seed: int) -> dict[str, float]:
     directory = config.directory / f"{side.replace(' ', '-')}-seed-{seed}"
     own = derived(config, directory, changes)
     link_dataset(config, own)
-    run(own, ["train", "evaluate"])
+    run_stages(own, ["train", "evaluate"])
     splits = json.loads(own.metrics_path.read_text())["splits"]
     return {name: part["models"][MODEL]["metrics"][METRIC] for name, part in splits.items()}
 
@@ -73,15 +61,14 @@ def main() -> None:
     settings = [f"output={json.dumps(str(given.output))}", "launch.num_ranks=2", *given.settings]
     config = load_config(ROOT / "conf" / "movielens-100k.toml", settings)
     fetch("movielens-100k", Path("data") / "movielens-100k")
-    run(config, ["prepare"])
+    run_stages(config, ["prepare"])
     figures: dict[str, dict[str, float]] = {}
     for side in SIDES:
         found = [measure(config, side, seed) for seed in range(1, given.seeds + 1)]
         figures[side] = {}
         for split in found[0]:
             values = [one[split] for one in found]
-            figures[side][f"{split} {METRIC}"] = round(statistics.mean(values), 4)
-            figures[side][f"{split} spread"] = round(max(values) - min(values), 4)
+            figures[side] |= spread(f"{split} {METRIC}", values)
         print(f"{side:>12}", figures[side], flush=True)
     common.print_result("quality/exchange", {"seeds": given.seeds, **figures}, {})
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import torch
 from sources import CLICKS, catalogue
 from torch import Tensor, nn
-from unified import arguments, common, configure_logging, measure
+from unified import arguments, common, configure_logging, measure, spread
 
 from distrec import columns as c
 from distrec.dataset import read_manifest
@@ -151,8 +151,7 @@ def main() -> None:
         print(f"seed {seed}: model {model[-1]:.4f}, machine {machine[-1]:.4f}", flush=True)
     figures = {
         "seeds": given.seeds,
-        "auc": round(statistics.mean(model), 4),
-        "auc spread": round(max(model) - min(model), 4),
+        **spread("auc", model),
         "auc of the machine": round(statistics.mean(machine), 4),
         "auc over the machine's": round(statistics.mean(model) - statistics.mean(machine), 4),
     }

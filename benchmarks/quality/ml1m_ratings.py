@@ -11,10 +11,9 @@ on all of them. The configuration is conf/ratings.toml. Published, by surprise: 
 from __future__ import annotations
 
 import argparse
-import statistics
 
 from sources import NUM_FOLDS, RATINGS, catalogue
-from unified import add_arguments, common, configure_logging, measure
+from unified import add_arguments, common, configure_logging, measure, spread
 
 METRICS = ("rmse", "mae")
 BARS = {"rmse": common.at_most(0.873)}
@@ -36,8 +35,7 @@ def main() -> None:
     figures: dict[str, float] = {"folds": len(runs)}
     for metric in METRICS:
         values = [run["test"][metric] for run in runs]
-        figures[metric] = round(statistics.mean(values), 4)
-        figures[f"{metric} spread"] = round(max(values) - min(values), 4)
+        figures |= spread(metric, values)
     common.print_result("quality/ml1m_ratings", figures, BARS)
 
 

@@ -15,18 +15,15 @@ import argparse
 import json
 import random
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import common
 import torch
 from sources import movielens_events, write_catalogue
 from torch import Tensor
+from unified import common, run_stages
 
-from distrec import checkpoint, columns, pipeline
+from distrec import checkpoint, columns
 from distrec.batch import QueryBatch
 from distrec.config import Config, load_config
 from distrec.dataset import read_manifest
@@ -86,9 +83,7 @@ def prepared(given: argparse.Namespace, seed: int, first: Config | None) -> Conf
     paths = json.dumps([str(raw / "events.tsv")])
     own.append(f'prepare.events={{paths = {paths}, separator = "\\t", time = "timestamp"}}')
     config = load_config(ROOT / "conf" / "unified.toml", [*own, *given.settings])
-    code, _ = pipeline.run_stages(config, only=["prepare"])
-    if code:
-        sys.exit(code)
+    run_stages(config, ["prepare"])
     return config
 
 
@@ -159,9 +154,7 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {}
     for seed in range(1, given.seeds + 1):
         first = prepared(given, seed, None)
-        code, _ = pipeline.run_stages(first, only=["train"])
-        if code:
-            sys.exit(code)
+        run_stages(first, ["train"])
         second = prepared(given, seed, first)
         num_old = read_manifest(first.dataset_directory).num_trained_items
         for side in SIDES:

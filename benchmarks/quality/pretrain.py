@@ -12,15 +12,13 @@ on test; the epochs are chosen on valid. The last line is one line of JSON.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sources import LABELLED, WATCHED, catalogue, write_events
-from unified import ROOT, arguments, common, configure_logging
+from unified import ROOT, arguments, common, configure_logging, run_stages
 
-from distrec import pipeline
 from distrec.config import Config, load_config
 from distrec.evaluate import MODEL
 from distrec.variants import link_dataset
@@ -53,9 +51,7 @@ def run(
         stages = ["prepare", *stages]
     else:
         link_dataset(prepared, config)
-    code, _ = pipeline.run_stages(config, only=stages)
-    if code:
-        sys.exit(code)
+    run_stages(config, stages)
     return config
 
 

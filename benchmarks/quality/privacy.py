@@ -12,16 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from unified import common, run_stages, spread
 
-import common
-
-from distrec import pipeline
 from distrec.config import Config, load_config
 from distrec.data import fetch
 from distrec.evaluate import MODEL
@@ -54,19 +49,12 @@ SIDES: dict[str, dict[str, Any]] = {
 }
 
 
-def run(config: Config, stages: list[str]) -> None:
-    """Run stages, or end with their exit code."""
-    code, _ = pipeline.run_stages(config, only=stages)
-    if code:
-        sys.exit(code)
-
-
 def measure(config: Config, side: str, seed: int) -> dict[str, dict[str, float]]:
     """METRIC by split, of the side and of the floor; and what was spent."""
     directory = config.directory / f"{side.replace(' ', '-')}-seed-{seed}"
     own = derived(config, directory, {**CF, **SIDES[side], "seed": seed})
     link_dataset(config, own)
-    run(own, ["train", "evaluate"])
+    run_stages(own, ["train", "evaluate"])
     document = json.loads(own.metrics_path.read_text())
     found = {
         name: {
@@ -92,15 +80,14 @@ def main() -> None:
     settings = [f"output={json.dumps(str(given.output))}", "launch.num_ranks=1", *given.settings]
     config = load_config(ROOT / "conf" / "movielens-100k.toml", settings)
     fetch("movielens-100k", Path("data") / "movielens-100k")
-    run(config, ["prepare"])
+    run_stages(config, ["prepare"])
     figures: dict[str, Any] = {"seeds": given.seeds}
     for side in SIDES:
         found = [measure(config, side, seed) for seed in range(1, given.seeds + 1)]
         own: dict[str, float] = {}
         for split in found[0][MODEL]:
             values = [one[MODEL][split] for one in found]
-            own[f"{split} {METRIC}"] = round(statistics.mean(values), 4)
-            own[f"{split} spread"] = round(max(values) - min(values), 4)
+            own |= spread(f"{split} {METRIC}", values)
         if "spent" in found[0]:
             own["spent"] = round(found[0]["spent"]["epsilon"], 3)
         figures[side] = own

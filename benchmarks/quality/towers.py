@@ -13,15 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from unified import common, run_stages
 
-import common
-
-from distrec import pipeline
 from distrec.config import Config, load_config
 from distrec.data import fetch
 from distrec.evaluate import MODEL
@@ -35,13 +31,6 @@ UNIFIED = "all"
 COLLABORATIVE = ("cf", "autoencoder", "sequence")
 
 
-def run(config: Config, stages: list[str]) -> None:
-    """Run stages, or end with their exit code."""
-    code, _ = pipeline.run_stages(config, only=stages)
-    if code:
-        sys.exit(code)
-
-
 def measure(config: Config, name: str, towers: list[str], seed: int) -> dict[str, Any]:
     """What evaluate finds on valid and test of a model with some towers, by model.
 
@@ -53,7 +42,7 @@ def measure(config: Config, name: str, towers: list[str], seed: int) -> dict[str
         changes["evaluate.baselines"] = []
     own = derived(config, config.directory / f"{name}-seed-{seed}", changes)
     link_dataset(config, own)
-    run(own, ["train", "evaluate"])
+    run_stages(own, ["train", "evaluate"])
     splits = json.loads(own.metrics_path.read_text())["splits"]
     return {split: part["models"] for split, part in splits.items()}
 
@@ -93,7 +82,7 @@ def main() -> None:
     overrides = [f"{key}={value}" for key, value in settings.items()]
     config = load_config(ROOT / "conf" / "unified.toml", [*overrides, *given.settings])
     fetch("movielens-100k", Path("data") / "movielens-100k")
-    run(config, ["prepare"])
+    run_stages(config, ["prepare"])
     towers = list(config.model.towers)
     figures: dict[str, Any] = {"seeds": given.seeds}
     for name, chosen in {UNIFIED: towers, **{tower: [tower] for tower in towers}}.items():

@@ -44,6 +44,21 @@ def add_arguments(parser: argparse.ArgumentParser, default_output: str) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
 
 
+def run_stages(config: Config, stages: Sequence[str]) -> None:
+    """Run stages, or end with their exit code."""
+    code, _ = pipeline.run_stages(config, only=list(stages))
+    if code:
+        sys.exit(code)
+
+
+def spread(name: str, values: Sequence[float]) -> dict[str, float]:
+    """The mean of runs, under `name`, and how far they are apart."""
+    return {
+        name: round(statistics.mean(values), 4),
+        f"{name} spread": round(max(values) - min(values), 4),
+    }
+
+
 def measure(
     name: str,
     config_name: str,
@@ -66,7 +81,7 @@ def measure(
         metrics: What is measured.
 
     Returns:
-        They by split: "valid" and "test".
+        Metrics by split, "valid" and "test".
     """
     directory = given.output / name / f"seed-{seed}"
 
@@ -85,9 +100,7 @@ def measure(
         own += [*chosen, *given.settings, *more]
         config = load_config(ROOT / "conf" / config_name, own)
         started = time.monotonic()
-        code, _ = pipeline.run_stages(config, only=list(STAGES))
-        if code:
-            sys.exit(code)
+        run_stages(config, STAGES)
         splits = json.loads(config.metrics_path.read_text())["splits"]
         found = {}
         for split, part in splits.items():
@@ -129,7 +142,6 @@ def report(
     figures: dict[str, Any] = {"seeds": given.seeds}
     for metric in metrics:
         values = [run["test"][metric] for run in runs]
-        figures[metric] = round(statistics.mean(values), 4)
-        figures[f"{metric} spread"] = round(max(values) - min(values), 4)
+        figures |= spread(metric, values)
         figures[f"valid {metric}"] = round(statistics.mean(r["valid"][metric] for r in runs), 4)
     common.print_result(benchmark, figures, bars)

@@ -41,7 +41,7 @@ def run(
     inline = ", ".join(f"{key} = {json.dumps(value)}" for key, value in events.items())
     settings = [
         f'name="{name}"', f"output={json.dumps(str(directory))}", f"prepare.events={{{inline}}}",
-        "prepare.history_length=50", 'prepare.split.method="given"', *catalogue(given.data),
+        'prepare.split.method="given"', *catalogue(given.data),
         f"launch.num_ranks={given.ranks}", f"model.towers={TOWERS}", "model.embedding_dim=32",
         "model.share_item_embedding=false",
     ]  # fmt: skip

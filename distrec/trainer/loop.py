@@ -6,9 +6,8 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from distrec import checkpoint
 from distrec.batch import Batch
@@ -21,6 +20,7 @@ from distrec.trainer import setup
 from distrec.trainer.early_stopping import EarlyStopping
 from distrec.trainer.private import make_private
 from distrec.trainer.progress import Progress
+from distrec.trainer.result import TrainResult
 from distrec.trainer.setup import Run
 from distrec.trainer.start import find_start, load
 from distrec.trainer.step import PreparedBatch, check_state, prepare_batch, train_step
@@ -29,45 +29,6 @@ from distrec.trainer.warm_start import find_warm_start, load_warm_start
 Beat = Callable[[str], None]
 
 logger = logging.getLogger("distrec.train")
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What training came to.
-
-    Args:
-        checkpoint: Directory of the best checkpoint; the newest one without validation data.
-        metric: Name of the validation metric.
-        value: Of the best checkpoint; None without validation data.
-        steps: Optimizer updates of the run, those before a resume included.
-        epochs: Passes over train that were finished.
-        examples_per_second: Of this process' part of the run, over all ranks.
-        seconds: Likewise.
-        stopped_early: Whether patience ended the run.
-        num_ranks: World size.
-        epsilon: Of private training, what the run has spent.
-    """
-
-    checkpoint: Path
-    metric: str
-    value: float | None
-    steps: int
-    epochs: int
-    examples_per_second: float
-    seconds: float
-    stopped_early: bool
-    num_ranks: int
-    epsilon: float | None = None
-
-    def summary(self) -> dict[str, Any]:
-        """The same, as JSON can hold it."""
-        values = asdict(self)
-        return {
-            name: str(value) if isinstance(value, Path)
-            else round(value, 6) if isinstance(value, float) else value
-            for name, value in values.items()
-            if name != "epsilon" or value is not None
-        }  # fmt: skip
 
 
 def train(

@@ -87,7 +87,7 @@ def export_table(
     schema = SCHEMA.with_metadata(metadata)
     with (
         _whole_file(output) as partial,
-        pq.ParquetWriter(partial, schema, compression="zstd") as file,
+        pq.ParquetWriter(partial, schema, compression="zstd", use_dictionary=False) as file,
     ):
         for first in range(start, stop, step):
             file.write_table(_row_group(first, min(first + step, stop), values, rows))

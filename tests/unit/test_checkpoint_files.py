@@ -148,7 +148,7 @@ def test_a_table_of_256_mib_is_saved_loaded_and_exported_in_a_few(tmp_path: Path
     found = json.loads(result.stdout.splitlines()[-1])
     exports = {found.pop(name) for name in list(found) if name.startswith("export")}
     assert len(exports) == 2
-    # Parquet compresses some row groups at a time; of a delta only row numbers are mapped
+    # some row groups are compressed at a time; of a delta only row numbers are mapped
     assert max(exports) < 90, exports
     assert {"full", "delta", "load full", "load delta"} < set(found)
     assert max(found.values()) < 64, found

@@ -19,6 +19,8 @@ from distrec.model.unified import UnifiedModel
 
 _PARAMETER, _BUFFER, _OPTIMIZER = "parameter/", "buffer/", "optimizer/"
 _AVERAGE = "average/"
+# what checkpoints of older versions do not have: it stays as it is built
+_NEWER = frozenset({f"{_BUFFER}tower_weights"})
 
 
 def dense_tensors(
@@ -90,7 +92,8 @@ def load_dense(
     _check_same(file, own, {name: tensors[name] for name in tensors if _is_model(name)})
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(scored(tensors, name) if optimizer is None else tensors[name])
+            if name in tensors or name not in _NEWER:
+                tensor.copy_(scored(tensors, name) if optimizer is None else tensors[name])
     if optimizer is not None:
         _load_average(file, average or {}, tensors)
         _load_optimizer(file, model, optimizer, tensors)
@@ -136,7 +139,7 @@ def _is_model(name: str) -> bool:
 def _check_same(file: Path, own: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
     wanted = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in own.items()}
     found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in stored.items()}
-    for name in sorted({*wanted, *found}):
+    for name in sorted({*wanted, *found} - (_NEWER - set(found))):
         if wanted.get(name) != found.get(name):
             raise CheckpointError(
                 f"a checkpoint fits the model it is loaded into. Received: {name} of {file} is "

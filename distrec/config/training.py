@@ -12,6 +12,9 @@ from distrec.config.section import Section
 # bounds are far above what is used: a slip of the hand is told before memory is taken
 Width = Annotated[int, Field(ge=1, le=65_536)]
 
+BIAS = "bias"
+"""The item's bias among the parts of a score, beside the towers."""
+
 NegativesSource = Literal["popularity", "uniform", "in_batch", "mixed"]
 
 
@@ -198,6 +201,10 @@ class ModelConfig(Section):
     """Share of a history's events that is cut off, changes places or is substituted."""
     augment_share: float = Field(default=0.5, ge=0, le=1)
     """Share of the examples whose history is changed."""
+    tower_weights: Mapping[str, Annotated[float, Field(ge=0)]] = {}
+    """Tower, or "bias" for the item's bias -> what its part of a score is multiplied by outside
+    training; 1 where it is not named. See train.fit_tower_weights. No effect on probabilities and
+    ratings."""
     normalize: bool = False
     """Tower vectors of length one (cosine), with `temperature`."""
     temperature: float = Field(default=1.0, gt=0)
@@ -213,6 +220,11 @@ class ModelConfig(Section):
             raise ValueError(
                 f"frozen names some of the towers, each once. Received: {list(self.frozen)} of "
                 f"{list(self.towers)}"
+            )
+        if not set(self.tower_weights) <= {*self.towers, BIAS}:
+            raise ValueError(
+                f"tower_weights names towers that are on, or {BIAS!r}. Received: "
+                f"{list(self.tower_weights)} with {list(self.towers)}"
             )
         if self.rating_levels in (1, 2):
             raise ValueError(
@@ -315,6 +327,12 @@ class TrainConfig(Section):
     """Validate this often; 0: once an epoch."""
     early_stopping_patience: int = Field(default=3, ge=0)
     """Validations without an improvement after which training stops; 0: never."""
+    fit_tower_weights: bool = True
+    """Whether each validation of lists fits how much each tower, and the item's bias, counts
+    outside training, by cross-entropy on valid: T + 1 numbers, kept where `metric` is better with
+    them than with model.tower_weights. A tower that learns train by heart is trusted too much by
+    the gate, which learns from train alone. Not with one tower, labels, ratings or [privacy];
+    without valid, model.tower_weights or those of a warm start stay."""
     metric: str = "ndcg@10"
     """Validation metric that is maximised (auc and ranking metrics) or minimised (log_loss, rmse,
     mae)."""

@@ -126,14 +126,15 @@ class ModelScorer:
         self.item_vectors = item_vectors
         self.model_device = model_device or item_vectors.device
 
-    def _users(self, batch: Batch) -> Tensor:
+    def encode_users(self, batch: Batch) -> Tensor:
+        """User vectors, float32 (B, W), where those of the items are."""
         batch = batch.to(self.model_device)
         users = self.model.encode_users(batch, self.lookup(self.model.user_requests(batch)))
         return users.to(self.item_vectors.device)
 
     def __call__(self, queries: QueryBatch) -> Iterator[Tensor]:
         """Scores (B, M) in blocks of rows. The look-up happens in the call, even for no rows."""
-        users = self._users(queries.batch)
+        users = self.encode_users(queries.batch)
         rows = rows_per_block(len(self.item_vectors))
         return (part @ self.item_vectors.T for part in users.split(rows) if len(part))
 
@@ -144,7 +145,7 @@ class ModelScorer:
             float32, (B,), log odds where the loss is binary, what `rating_of_score` takes where it
             is of ratings; bool, (B,). Where False the score means nothing.
         """
-        users = self._users(batch)
+        users = self.encode_users(batch)
         positions = batch.item_index.to(users.device) - FIRST_INDEX
         is_known = (positions >= 0) & (positions < len(self.item_vectors))
         items = self.item_vectors[torch.where(is_known, positions, 0)].to(self.model_device)

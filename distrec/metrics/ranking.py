@@ -38,11 +38,13 @@ __all__ = [
     "GROUPS",
     "MetricName",
     "RankingMetrics",
+    "catalogue_positions",
     "list_metrics",
     "metric_names",
     "parse_metric_name",
     "recommend",
     "slice_bags",
+    "without_seen",
 ]
 
 # the whole, and slices: of users by num_events, of targets by their count in train;
@@ -65,21 +67,25 @@ def recommend(scores: Tensor, k: int, seen: Jagged | None, targets: Jagged | Non
     Raises:
         DataError: A score is NaN, or an index lies outside the catalogue.
     """
+    chosen = top_k(without_seen(scores.float(), seen, targets), k)
+    return torch.where(chosen < 0, PADDING_INDEX, chosen + FIRST_INDEX)
+
+
+def without_seen(scores: Tensor, seen: Jagged | None, targets: Jagged | None) -> Tensor:
+    """Scores with -inf where an item is masked; arguments and errors as of `recommend`."""
     num_rows, num_columns = scores.shape
-    scores = scores.float()
     if seen is not None and len(seen.values):
         seen = seen.to(scores.device)
-        rows, columns = _positions(seen, num_rows, num_columns, "seen")
+        rows, columns = catalogue_positions(seen, num_rows, num_columns, "seen")
         if targets is not None:
             cells = rows * num_columns + columns
             targets = targets.to(scores.device)
-            kept = _positions(targets, num_rows, num_columns, "targets")
+            kept = catalogue_positions(targets, num_rows, num_columns, "targets")
             masked = ~torch.isin(cells, kept[0] * num_columns + kept[1])
             rows, columns = rows[masked], columns[masked]
         minus_infinity = torch.tensor(float("-inf"), device=scores.device)
         scores = scores.index_put((rows, columns), minus_infinity)
-    chosen = top_k(scores, k)
-    return torch.where(chosen < 0, PADDING_INDEX, chosen + FIRST_INDEX)
+    return scores
 
 
 def slice_bags(bags: Jagged, start: int, stop: int) -> Jagged:
@@ -89,8 +95,20 @@ def slice_bags(bags: Jagged, start: int, stop: int) -> Jagged:
     return Jagged(bags.values[first:last], offsets - first)
 
 
-def _positions(bags: Jagged, num_rows: int, num_columns: int, name: str) -> tuple[Tensor, Tensor]:
-    """Row and column of each value that is an item of the catalogue."""
+def catalogue_positions(
+    bags: Jagged, num_rows: int, num_columns: int, name: str
+) -> tuple[Tensor, Tensor]:
+    """Row and column of each value that is an item of the catalogue.
+
+    Args:
+        bags: Item indexes; some may be UNKNOWN_INDEX.
+        num_rows: Bags that are expected.
+        num_columns: Items of the catalogue.
+        name: Of the bags, for messages.
+
+    Raises:
+        DataError: There are other items, or more or fewer bags.
+    """
     if bags.batch_size != num_rows:
         raise DataError(
             f"{name} has a bag for each row of the scores. Received: {bags.batch_size} bags, "

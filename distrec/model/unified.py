@@ -17,6 +17,7 @@ from torch.nn import functional
 from distrec.batch import Batch, ItemBatch
 from distrec.columns import FIRST_INDEX, ITEM_ID, USER_ID
 from distrec.config import ModelConfig
+from distrec.config.training import BIAS
 from distrec.model.adapters import freeze
 from distrec.model.autoencoder import VariationalTower
 from distrec.model.features import has_features
@@ -62,6 +63,8 @@ class UnifiedModel(nn.Module):
 
     Attributes:
         tower_names: In the order in which their vectors stand side by side.
+        tower_weights: float32, (T + 1,). Outside training each tower's part of a score counts so
+            much, and in the end the item's bias. Where scores are more than an order: all once.
         vector_width: T * D + 1. The last number is 1 for a user and the bias for an item. Where
             scores are more than an order, T * D + 2: then also the user's bias, and 1.
 
@@ -86,12 +89,19 @@ class UnifiedModel(nn.Module):
         self.global_bias = nn.Parameter(torch.zeros(()))
         self._towers_width = num_towers * config.embedding_dim
         self.vector_width = self._towers_width + 1 + spec.is_absolute
+        self.tower_weights: Tensor
+        self.register_buffer("tower_weights", self.given_weights())
         self.thresholds = RatingThresholds(config.rating_levels) if config.rating_levels else None
         self.pair_head = None
         if config.pair_crosses:
             self.pair_head = PairHead(
                 self.vector_width, config.pair_crosses, config.deep_hidden, config.dropout
             )
+
+    def given_weights(self) -> Tensor:
+        """What model.tower_weights says of `tower_weights`."""
+        given = self.config.tower_weights
+        return torch.tensor([given.get(name, 1.0) for name in (*self.tower_names, BIAS)])
 
     def _towers(self) -> list[Tower]:
         return [tower for tower in self.towers.values() if isinstance(tower, Tower)]
@@ -178,6 +188,9 @@ class UnifiedModel(nn.Module):
             weights,
         )
         parts = [vectors / self.config.temperature, _ones(vectors)]
+        if not (self.training or self.spec.is_absolute):
+            towers = self.tower_weights[:-1].repeat_interleave(self.config.embedding_dim)
+            parts = [parts[0] * towers, parts[1] * self.tower_weights[-1]]
         if self.spec.is_absolute:
             bias = replace_withheld(rows["user.bias"], withheld).sum(dim=1, keepdim=True)
             parts.append(at(positions, bias))
@@ -227,6 +240,21 @@ class UnifiedModel(nn.Module):
         """As `pair_scores`; with model.rating_levels what `rating_of_score` takes for ratings."""
         scores = self.pair_scores(users, items)
         return scores if self.thresholds is None else score_of_levels(scores, self.thresholds())
+
+    def part_scores(self, users: Tensor, items: Tensor) -> Tensor:
+        """Each tower's share of the scores of all pairs, and in the end that of the biases.
+
+        Args:
+            users: float32, (B, vector_width), as `encode_users` gives them.
+            items: float32, (M, vector_width), as `encode_items` gives them.
+
+        Returns:
+            float32, (T + 1, B, M). They sum to the scores.
+        """
+        widths = [self.config.embedding_dim] * len(self.tower_names)
+        widths.append(self.vector_width - self._towers_width)
+        pairs = zip(users.split(widths, dim=1), items.split(widths, dim=1), strict=True)
+        return torch.stack([user @ item.T for user, item in pairs])
 
     def tower_scores(self, users: Tensor, items: Tensor) -> Tensor:
         """Each tower's share of the scores, for explanations.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from distrec import columns
-from distrec.batch import ItemBatch
+from distrec.batch import ItemBatch, QueryBatch
 from distrec.config import Config
+from distrec.config.training import BIAS
 from distrec.dataset import DatasetManifest
 from distrec.errors import ConfigError, DataError
 from distrec.metrics.evaluation import (
@@ -24,6 +26,7 @@ from distrec.metrics.ranking import RankingMetrics
 from distrec.model import UnifiedModel
 from distrec.reader import ExampleReader, has_both_labels, read_queries
 from distrec.sharding.collectives import Collectives
+from distrec.trainer.tower_weights import choose_held_out, fit_tower_weights
 
 if TYPE_CHECKING:
     from distrec.sharding.tables import EmbeddingTables
@@ -67,6 +70,8 @@ def check_labels(config: Config, manifest: DatasetManifest) -> None:
             "log_loss, or prepare a larger valid split."
         )
 
+
+logger = logging.getLogger("distrec.train")
 
 Element = TypeVar("Element")
 
@@ -133,7 +138,7 @@ class Validator:
             scorer = ModelScorer(model, tables, vectors)
             values: dict[str, float | None] = {}
             if self._num_queries:
-                values |= self._ranking(scorer, beat)
+                values |= self._lists(model, scorer, beat)
             if self._num_examples:
                 values |= self._of_examples(scorer, beat)
         return {
@@ -141,6 +146,54 @@ class Validator:
             for name, value in values.items()
             if value is not None and math.isfinite(value)
         }
+
+    def _lists(
+        self, model: UnifiedModel, scorer: ModelScorer, beat: Callable[[], None]
+    ) -> dict[str, float]:
+        """Ranking metrics, with whichever weights of the towers are better."""
+        if not self._fits_weights(model):
+            return self._ranking(scorer, beat)
+        model.tower_weights.copy_(model.given_weights())
+        given = self._ranking(scorer, beat)
+        held_out = choose_held_out(
+            model, scorer, _beating(self._queries(), beat), self._num_queries,
+            self.config.evaluate.exclude_seen,
+        )  # fmt: skip
+        weights = fit_tower_weights(
+            model, held_out, scorer.item_vectors, self.items.count < 0, self.collectives
+        )
+        model.tower_weights.copy_(weights)
+        fitted = self._ranking(scorer, beat)
+        name = str(self.metric)
+        is_better = fitted[name] > given[name]
+        if not is_better:
+            model.tower_weights.copy_(model.given_weights())
+        if self.collectives.world.is_first:
+            parts = zip((*model.tower_names, BIAS), weights.tolist(), strict=True)
+            logger.info(
+                "towers weighed by valid (%s): %s %.4f in place of %.4f%s",
+                " ".join(f"{part} {weight:.2f}" for part, weight in parts),
+                name, fitted[name], given[name], "" if is_better else ": left as they are",
+            )  # fmt: skip
+        return fitted if is_better else given
+
+    def _fits_weights(self, model: UnifiedModel) -> bool:
+        config = self.config
+        return (
+            config.train.fit_tower_weights
+            and config.privacy is None
+            and len(model.tower_names) > 1
+            and not model.spec.is_absolute
+        )
+
+    def _queries(self) -> Iterator[QueryBatch]:
+        return read_queries(
+            self.config.dataset_directory,
+            self.manifest,
+            columns.VALID_QUERIES,
+            self.collectives.world,
+            self.config.evaluate.batch_size,
+        )
 
     def _ranking(self, scorer: ModelScorer, beat: Callable[[], None]) -> dict[str, float]:
         options = self.config.evaluate
@@ -154,14 +207,7 @@ class Validator:
             cold_item_count=options.cold_item_count,
             beyond_accuracy=False,
         )
-        queries = read_queries(
-            self.config.dataset_directory,
-            self.manifest,
-            columns.VALID_QUERIES,
-            self.collectives.world,
-            options.batch_size,
-        )
-        evaluate_queries(scorer, _beating(queries, beat), metrics)
+        evaluate_queries(scorer, _beating(self._queries(), beat), metrics)
         metrics.load_state_vector(
             self.collectives.allreduce(metrics.state_vector(), "valid.ranking")
         )

@@ -173,6 +173,9 @@ def _read_old(run: Run, path: Path) -> _Old:
         reused[plan.name] = ids if plan.composition is None else ids[ids < plan.composition.num_own]
     changed = changed_sides(saved.model_spec, inputs.spec)
     leave = _FEATURE_TOWERS if changed else ()
+    old_towers = saved.config.get("model", {}).get("towers", ())
+    if set(old_towers) != set(run.model.tower_names):
+        leave = (*leave, "tower_weights")
     left = checkpoint.load_dense_where_it_fits(path, saved, run.model, leave)
     _check_frozen(run, path, rows, left)
     return _Old(rows, reused, left)

@@ -13,12 +13,14 @@ import torch
 
 from distrec import checkpoint
 from distrec.config import Config
-from distrec.metrics.evaluation import inference
+from distrec.metrics.evaluation import ModelScorer, encode_catalogue, inference
 from distrec.reader import read_queries
 from distrec.scoring.model import open_model
 from distrec.sharding.collectives import Collectives
 from distrec.trainer import setup, train
+from distrec.trainer.setup import Run
 from distrec.trainer.start import load
+from distrec.trainer.tower_weights import choose_held_out, fit_tower_weights
 from distrec.trainer.validation import Validator
 from distrec.world import World
 from tests.parallel.harness import run_ranks
@@ -63,7 +65,23 @@ def measure(config: Config, collectives: Collectives, path: Path) -> dict[str, f
     inputs = setup.read_inputs(config, collectives.world.world_size)
     run = setup.build(inputs, collectives, None)
     load(run, path)
-    return run.validator.measure(run.model, run.tables, lambda: None)
+    metrics = run.validator.measure(run.model, run.tables, lambda: None)
+    return metrics | fitted_weights(run, collectives)
+
+
+def fitted_weights(run: Run, collectives: Collectives) -> dict[str, float]:
+    """Those of the towers, whether they are better or not."""
+    model, manifest, device = run.model, run.inputs.manifest, collectives.device
+    queries = read_queries(
+        run.config.dataset_directory, manifest, "valid_queries", collectives.world, 7
+    )
+    with inference(model):
+        items = encode_catalogue(model, run.tables, run.validator.items, 1000, device)
+        held_out = choose_held_out(model, ModelScorer(model, run.tables, items), queries, 60, True)
+        is_free = torch.zeros(len(items), dtype=torch.bool)
+        weights = fit_tower_weights(model, held_out, items, is_free, collectives)
+    names = (*model.tower_names, "bias")
+    return {f"weight of {name}": float(w) for name, w in zip(names, weights, strict=True)}
 
 
 def body(collectives: Collectives, directory: str, two_ranks: str) -> dict[str, Any]:

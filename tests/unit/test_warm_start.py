@@ -269,12 +269,32 @@ def test_other_features_leave_the_layers_that_read_them(old: Config) -> None:
     assert left
     assert all(name.startswith("towers.deep.") for name in left)
     for name, tensor in model.state_dict().items():
-        expected = before[name] if name in left else stored[f"parameter/{name}"]
+        kind = "buffer" if name == "tower_weights" else "parameter"
+        expected = before[name] if name in left else stored[f"{kind}/{name}"]
         assert torch.equal(tensor, expected), name
     wider = ModelConfig.model_validate({**dict(old.model), "autoencoder_hidden": (24,)})
     left = checkpoint.load_dense_where_it_fits(path, saved, UnifiedModel(spec, wider))
     assert left
     assert all(name.startswith("towers.autoencoder.") for name in left)
+
+
+@pytest.mark.parametrize(("towers", "weights"), [
+    (["cf", "autoencoder", "deep"], [0.5, 1.0, 1.0, 1.0]),
+    (["cf", "autoencoder", "sequence"], [1.0, 1.0, 1.0, 1.0]),
+])  # fmt: skip
+def test_weights_of_other_towers_are_not_taken_over(
+    tmp_path: Path, towers: list[str], weights: list[float]
+) -> None:
+    keys = {"model": {"tower_weights": {"cf": 0.5}}, "train": {"max_steps": 1}}
+    keys["train"] |= {"fit_tower_weights": False}
+    first = make_config(tmp_path, keys)
+    run(first)
+    keys = {"model": {"towers": towers}, "train": {"warm_start": str(first.checkpoint_directory)}}
+    second = make_config(tmp_path, keys)
+    one = OneProcess(torch.device("cpu"))
+    built = build(read_inputs(second, 1), one, None)
+    load_warm_start(built, find_warm_start(built.inputs, one))
+    assert built.model.tower_weights.tolist() == weights
 
 
 def test_tables_and_their_vocabularies(old: Config) -> None:

@@ -1,0 +1,173 @@
+"""How much each tower counts, fitted on valid.
+
+The gate learns how well each tower explains train. A tower with a row a user explains it by heart,
+and so is trusted with more than it can say of what comes next: on MovieLens-1M towers that train
+alone weighs are worse together than the best of them (docs/experiments.md). The weights are few
+and their cross-entropy is convex: valid gives them, and hardly suffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distrec.batch import Jagged, QueryBatch
+from distrec.metrics.evaluation import ModelScorer, rows_per_block
+from distrec.metrics.ranking import catalogue_positions, slice_bags, without_seen
+from distrec.model import UnifiedModel
+from distrec.sharding.collectives import Collectives
+
+# scores of all chosen queries; but so many queries in any case, enough for a handful of numbers
+_MOST_SCORES = 1 << 27
+_LEAST_QUERIES = 512
+_MOST_STEPS = 30
+_TOLERANCE = 1e-3
+# as so many queries would that are sure of a weight of 1, where a score's part has a variance of 1
+_PRIOR = 1.0
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Queries that weights are fitted on.
+
+    Args:
+        users: float32, (B, vector_width): vectors with all weights 1.
+        seen: Items to mask, B bags; None masks nothing.
+        targets: Withheld items, B bags.
+    """
+
+    users: Tensor
+    seen: Jagged | None
+    targets: Jagged
+
+
+@dataclass
+class _Sums:
+    """Log-likelihood of queries, its gradient (P,) and minus its second derivative (P, P)."""
+
+    value: Tensor
+    gradient: Tensor
+    curvature: Tensor
+
+    @classmethod
+    def of_nothing(cls, width: int) -> _Sums:
+        zeros = torch.zeros(1 + width + width * width, dtype=torch.float64)
+        return cls.from_vector(zeros, width)
+
+    @classmethod
+    def from_vector(cls, vector: Tensor, width: int) -> _Sums:
+        value, gradient, curvature = vector.split([1, width, width * width])
+        return cls(value, gradient, curvature.view(width, width))
+
+    def vector(self) -> Tensor:
+        return torch.cat([self.value, self.gradient, self.curvature.flatten()])
+
+
+def fit_tower_weights(
+    model: UnifiedModel,
+    held_out: Sequence[HeldOut],
+    items: Tensor,
+    is_free: Tensor,
+    collectives: Collectives,
+) -> Tensor:
+    """The weights of the parts of a score that make the targets likeliest, in a softmax over items.
+
+    Newton's method; a weight that would be below 0 is 0. Collective.
+
+    Args:
+        model: Whose `part_scores` are weighed.
+        held_out: This rank's queries.
+        items: float32, (M, vector_width): the catalogue.
+        is_free: bool, (M,): whether the place stands for no item.
+        collectives: Of the job.
+
+    Returns:
+        float32, (T + 1,), on the CPU, the same on every rank; all 1 where there are no targets.
+    """
+    width = len(model.tower_weights)
+    weights = best = torch.ones(width, dtype=torch.float64)
+    best_value = -torch.inf
+    for _ in range(_MOST_STEPS):
+        sums = _Sums.of_nothing(width).vector()
+        for part in held_out:
+            sums += _sums(model, part, items, is_free, weights).vector()
+        found = _Sums.from_vector(collectives.allreduce(sums, "valid.tower_weights"), width)
+        away = weights - 1
+        value = float(found.value) - 0.5 * _PRIOR * float(away @ away)
+        if value < best_value:
+            # the step was too long
+            weights = (weights + best) / 2
+        else:
+            best, best_value = weights, value
+            curvature = found.curvature + _PRIOR * torch.eye(width, dtype=torch.float64)
+            step = torch.linalg.solve(curvature, found.gradient - _PRIOR * away)
+            weights = (best + step).clamp(min=0)
+        if float((weights - best).abs().max()) < _TOLERANCE:
+            break
+    return best.to(torch.float32)
+
+
+def _sums(
+    model: UnifiedModel, part: HeldOut, items: Tensor, is_free: Tensor, weights: Tensor
+) -> _Sums:
+    width, rows = len(weights), rows_per_block(len(items) * len(weights))
+    total = _Sums.of_nothing(width)
+    for start in range(0, len(part.users), rows):
+        stop = min(start + rows, len(part.users))
+        parts = model.part_scores(part.users[start:stop], items)  # (P, B, M)
+        targets = slice_bags(part.targets, start, stop)
+        seen = None if part.seen is None else slice_bags(part.seen, start, stop)
+        scores = torch.einsum("p,pbm->bm", weights.to(parts), parts)
+        scores = scores.masked_fill(is_free.to(scores.device), -torch.inf)
+        log_shares = torch.log_softmax(without_seen(scores, seen, targets), dim=1)
+        place = catalogue_positions(targets.to(items.device), stop - start, len(items), "targets")
+        found = torch.bincount(place[0], minlength=stop - start)
+        # each user counts once
+        share = 1.0 / found[place[0]]
+        shares = log_shares.exp() * (found > 0).unsqueeze(1)
+        mean = torch.einsum("bm,pbm->pb", shares, parts)
+        total.value += (share * log_shares[place]).sum().double().cpu()
+        total.gradient += ((parts[:, *place] * share).sum(1) - mean.sum(1)).double().cpu()
+        spread = torch.einsum("pbm,qbm->pq", parts * shares, parts) - mean @ mean.T
+        total.curvature += spread.double().cpu()
+    return total
+
+
+def choose_held_out(
+    model: UnifiedModel,
+    scorer: ModelScorer,
+    queries: Iterable[QueryBatch],
+    num_queries: int,
+    exclude_seen: bool,
+) -> list[HeldOut]:
+    """Encode the queries to fit on; collective, as looking up rows is.
+
+    Of many queries some are taken, by what they are about and so the same on any number of ranks.
+
+    Args:
+        model: All of whose weights are 1 meanwhile.
+        scorer: Encodes users with it.
+        queries: This rank's.
+        num_queries: Of all ranks.
+        exclude_seen: Whether lists leave out what was seen.
+    """
+    most = max(_LEAST_QUERIES, _MOST_SCORES // max(1, len(scorer.item_vectors)))
+    every = -(-num_queries // most)
+    chosen = []
+    model.tower_weights.fill_(1.0)
+    for batch in queries:
+        users = scorer.encode_users(batch.batch)
+        about = batch.batch.user_index.cpu() + _bag_sums(batch.targets) + _bag_sums(batch.seen)
+        rows = (about % every == 0).nonzero().squeeze(1)
+        seen = batch.seen.select(rows) if exclude_seen else None
+        chosen.append(HeldOut(users[rows.to(users.device)], seen, batch.targets.select(rows)))
+    return chosen
+
+
+def _bag_sums(bags: Jagged) -> Tensor:
+    return torch.zeros(bags.batch_size, dtype=torch.int64).index_add(
+        0, bags.bag_of_value, bags.values
+    )

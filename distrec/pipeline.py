@@ -19,7 +19,6 @@ from typing import Any
 
 from distrec import __version__
 from distrec.config import Config, dump_config, section_hash
-from distrec.errors import ConfigError
 from distrec.files import replace_text
 from distrec.job import execute
 from distrec.store import (
@@ -106,20 +105,10 @@ def export(
 
 
 def forget(config: Config, users: Path, dry_run: bool) -> dict[str, Any]:
-    """Take people out of what the run keeps; no stage of a run.
-
-    Raises:
-        ConfigError: The run has a store, from which the next job would bring them back.
-    """
+    """Take people out of what the run keeps and has published; no stage of a run."""
     from distrec import forget as erasure
     from distrec.people import read_people
 
-    if config.store:
-        raise ConfigError(
-            "forget takes people out of a run's directory, not out of a store. Received: a run "
-            "with a store. Take them out of the raw data, prepare, train and score again under "
-            "another name, and delete what is published under this one."
-        )
     return erasure.run(config, read_people(users, config.prepare.events.user), dry_run)
 
 

@@ -17,8 +17,10 @@ from distrec.checkpoint.manifest import (
     read_checkpoint_manifest,
 )
 from distrec.checkpoint.published import (
+    checkpoint_files,
     fetch_all,
     fetch_one,
+    fetch_what_differs,
     newest_published,
     publish_checkpoints,
 )
@@ -42,10 +44,12 @@ __all__ = [
     "Position",
     "PrivacyEntry",
     "Series",
+    "checkpoint_files",
     "checkpoint_name",
     "committed",
     "fetch_all",
     "fetch_one",
+    "fetch_what_differs",
     "find",
     "load_dense",
     "load_dense_where_it_fits",

@@ -27,9 +27,9 @@ from distrec.store import (
     Current,
     Store,
     StoredFile,
-    Version,
+    fetch_version,
     forget,
-    is_here,
+    get_version,
     new_folder,
     open_output,
 )
@@ -107,8 +107,10 @@ def _send(
         store.put(folder, directory / name, own)
 
 
-def _files(manifest: CheckpointManifest) -> list[StoredFile]:
-    return [StoredFile(path, entry.num_bytes, entry.sha256) for path, entry in files_of(manifest)]
+def checkpoint_files(path: Path) -> list[StoredFile]:
+    """Files of a checkpoint, as its manifest has them."""
+    files = files_of(parse_manifest(path / MANIFEST))
+    return [StoredFile(name, entry.num_bytes, entry.sha256) for name, entry in files]
 
 
 def _commit(store: Store, directory: Path, folders: Mapping[str, str]) -> None:
@@ -117,8 +119,9 @@ def _commit(store: Store, directory: Path, folders: Mapping[str, str]) -> None:
     versions = {}
     for path in committed(directory):
         if path.name in folders:
-            files = _files(parse_manifest(path / MANIFEST))
-            versions[path.name] = store.put_manifest(folders[path.name], path, files)
+            versions[path.name] = store.put_manifest(
+                folders[path.name], path, checkpoint_files(path)
+            )
         else:
             versions[path.name] = known[path.name]
     if (versions, best) != (known, current.best):
@@ -160,11 +163,32 @@ def fetch_all(config: Config) -> None:
     with staging(directory) as root:
         for name, version in current.versions.items():
             (root / name).mkdir()
-            _fetch(store, version, root / name)
+            get_version(store, version, root / name, checkpoint_files)
         if current.best is not None:
             replace_text(root / BEST, json.dumps(current.best, indent=1) + "\n")
         commit(root, directory)
     logger.info("fetched %d checkpoints from %s", len(current.versions), store.address)
+
+
+def fetch_what_differs(config: Config) -> bool:
+    """Have the published checkpoints here, and no others, unless those here go on from them.
+
+    Returns:
+        Whether they do: an earlier train could not send its last ones.
+
+    Raises:
+        CheckpointError: One is damaged or missing; what was there before stays.
+        StoreError: The store cannot be reached.
+    """
+    current, directory = _open(config).current(), config.checkpoint_directory
+    here = {path.name: sha256(path / MANIFEST) for path in committed(directory)}
+    published = current.manifests
+    newest = _newest(published) if published else None
+    if newest in here and here[newest] == published[newest] and _newest(here) != newest:
+        return True
+    if published and (here, read_best(directory)) != (published, current.best):
+        fetch_all(config)
+    return False
 
 
 def fetch_one(config: Config, which: Literal["best", "newest"]) -> None:
@@ -208,15 +232,5 @@ def _fetch_into(store: Store, current: Current, name: str, directory: Path) -> C
             f"a delta is published with its base. Received: no {name} in {store.address}. Use "
             "another checkpoint."
         )
-    target = directory / name
-    if not is_here(target, version):
-        with staging(target) as root:
-            _fetch(store, version, root)
-            commit(root, target)
-        logger.info("fetched %s/%s", store.address, version.folder)
-    return parse_manifest(target / MANIFEST)
-
-
-def _fetch(store: Store, version: Version, root: Path) -> None:
-    store.get_manifest(version, root)
-    store.get(version.folder, root, _files(parse_manifest(root / MANIFEST)))
+    fetch_version(store, version, directory / name, checkpoint_files)
+    return parse_manifest(directory / name / MANIFEST)

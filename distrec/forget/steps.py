@@ -2,7 +2,8 @@
 
 Everything is made anew beside what is there and swapped by rename, the dataset last: until then it
 says which ids the people had, so that a second run finds the same work and comes to the same end.
-What is done already is done again without effect.
+What is done already is done again without effect. With a store it begins with what is published,
+and ends with publishing what is left (`published.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from distrec.config import Config
 from distrec.dataset import DatasetManifest, read_manifest
 from distrec.errors import DataError
 from distrec.files import commit, replace_text, staging
-from distrec.forget import outputs
+from distrec.forget import outputs, published
 from distrec.forget.checkpoints import Change, Changes, belongs, replace_checkpoints
 from distrec.forget.dataset import extended_after_forgetting, write_rest
 from distrec.forget.found import Found, find
@@ -41,7 +42,7 @@ def run(config: Config, people: frozenset[str], dry_run: bool = False) -> dict[s
     Args:
         config: Of the run.
         people: Raw user values, as they stand in the events; hashed here where the dataset's are.
-        dry_run: Change nothing, and say what would be.
+        dry_run: Take nobody out, and say what would be.
 
     Returns:
         Counts, without a name.
@@ -50,9 +51,11 @@ def run(config: Config, people: frozenset[str], dry_run: bool = False) -> dict[s
         ConfigError: Ranks are running, or the key of users is not there or another one.
         DataError: The dataset is damaged, nothing would be left of it, or the scan found something.
         CheckpointError: A checkpoint cannot be read.
+        StoreError: The run's store cannot be reached.
     """
     if not dry_run:
         _recover(config)
+    published.fetch(config, may_publish=not dry_run)
     manifest = read_manifest(config.dataset_directory)
     key = key_of_dataset(manifest.user_key_digest, config.prepare)
     names = people if key is None else people.union(hashed(one, key) for one in people)
@@ -147,6 +150,7 @@ def _told(config: Config, found: Found, changes: Changes) -> dict[str, Any]:
         "deleted": [str(path) for path in _checkpoints(config) if path not in stays],
         "scores": sum((path / "manifest.json").is_file() for path in _scores(config)),
         "exports": sum(1 for path in _runs(config) for _ in outputs.exported_tables(path / "logs")),
+        "published": published.count(config),
     }
 
 
@@ -186,15 +190,17 @@ def _forget(config: Config, found: Found, changes: Changes) -> dict[str, Any]:
             _add(summary, "messages", outputs.replace_log(logs, people))
         if after is not found.manifest:
             commit(root, target)
+    published.publish(config)
     _end(config, up_to_date)
     left = remains(config.directory, people, changes)
+    left += published.remains_published(config, people, changes)
     if left:
         raise DataError(
             f"nothing of the people is left after forgetting. Received: {len(left)} places where "
             f"something is: {'; '.join(left[:_SHOWN])}. Run `distrec clean` for what dead jobs "
             "left, delete what distrec has not written, and run this again."
         )
-    return {**summary, "left": 0}
+    return {**summary, "published": published.count(config), "left": 0}
 
 
 def _add(summary: dict[str, Any], name: str, count: int) -> None:

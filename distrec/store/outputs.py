@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from distrec.config import Config
@@ -20,7 +20,7 @@ from distrec.store.store import MANIFEST, Store, StoredFile, new_folder
 
 DATASET, CHECKPOINTS, SCORES = "dataset", "checkpoints", "scores"
 OUTPUTS = (DATASET, CHECKPOINTS, SCORES)
-_WRITTEN_BY = {"prepare": DATASET, "train": CHECKPOINTS, "score": SCORES}
+_WRITTEN_BY = {"prepare": DATASET, "train": CHECKPOINTS, "score": SCORES, "forget": DATASET}
 
 logger = logging.getLogger("distrec.store")
 
@@ -105,13 +105,42 @@ def fetch_dataset(config: Config) -> None:
             f"a job of a run with a store reads what is published. Received: no dataset in "
             f"{store.address}. Run prepare, which publishes it."
         )
+    fetch_version(store, version, directory, dataset_files)
+
+
+def dataset_files(directory: Path) -> list[StoredFile]:
+    """Files of a dataset, as its manifest has them."""
+    return as_stored(read_manifest(directory).all_files())
+
+
+def fetch_version(
+    store: Store, version: Version, directory: Path, files: Callable[[Path], list[StoredFile]]
+) -> None:
+    """Put a published version in place of a directory, unless it is there.
+
+    Args:
+        store: Of the output.
+        version: Of it.
+        directory: Its place here.
+        files: Reads the manifest in a directory.
+
+    Raises:
+        DistrecError: It is damaged; what was there before stays.
+    """
     if is_here(directory, version):
         return
     with staging(directory) as root:
-        store.get_manifest(version, root)
-        store.get(version.folder, root, as_stored(read_manifest(root).all_files()))
+        get_version(store, version, root, files)
         commit(root, directory)
     logger.info("fetched %s/%s", store.address, version.folder)
+
+
+def get_version(
+    store: Store, version: Version, root: Path, files: Callable[[Path], list[StoredFile]]
+) -> None:
+    """Bring a published version into an empty directory, as `fetch_version` does."""
+    store.get_manifest(version, root)
+    store.get(version.folder, root, files(root))
 
 
 def is_here(directory: Path, version: Version) -> bool:

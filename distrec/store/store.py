@@ -279,6 +279,31 @@ class Store:
                     found.append(info.base_name)
         return sorted(found)
 
+    def drop_older(self) -> None:
+        """Delete all but what counts now, younger left-overs and older versions too.
+
+        Readers that have begun with an older version fail.
+
+        Raises:
+            StoreError: The store cannot be reached; what counts is as it was.
+        """
+        current = self.current()
+        if current.previous:
+            self.swap(current.model_copy(update={"previous": ()}))
+        for folder in self.leftovers(0):
+            self.drop(folder)
+
+    def files(self) -> list[str]:
+        """Everything that lies there, by path below the address."""
+        selector = fs.FileSelector(self._root, allow_not_found=True, recursive=True)
+        with self._reaching(self.address):
+            found = self._fs.get_file_info(selector)
+        return sorted(
+            info.path.removeprefix(f"{self._root}/")
+            for info in found
+            if info.type == fs.FileType.File
+        )
+
     def drop(self, folder: str) -> None:
         """Delete a folder; its manifest first, so that what is left of it is no version."""
         with self._reaching(f"{self.address}/{folder}"), suppress(FileNotFoundError):

@@ -10,7 +10,7 @@ import pytest
 
 from distrec import pipeline
 from distrec.config import Config, load_config, section_hash
-from distrec.errors import ConfigError, DataError
+from distrec.errors import DataError
 from distrec.job import execute, note_interrupt
 from distrec.store import SCORES, Current, Store, Version
 
@@ -215,9 +215,3 @@ def test_outputs_are_published_when_they_are_whole(
         "score": ["dataset", "checkpoint", "run", "scores"],
     }
     assert calls == expected[stage]
-
-
-def test_nobody_is_forgotten_where_a_store_would_bring_them_back(directory: Path) -> None:
-    config = load_config("x.toml", [f"store=file://{directory}/store"])
-    with pytest.raises(ConfigError, match="not out of a store"):
-        pipeline.forget(config, Path("people.txt"), dry_run=False)

@@ -18,7 +18,8 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from distrec.config import Config, SparkConfig
-from distrec.errors import LaunchError
+from distrec.config.secrets import MASK
+from distrec.errors import ConfigError, LaunchError
 from distrec.job import note_interrupt
 from distrec.spark_output import log_progress, on_terminal, start_quietly
 
@@ -47,6 +48,7 @@ def session(config: Config, application: str) -> SparkSession:
 
     Raises:
         LaunchError: There is no Java, or Spark does not start.
+        ConfigError: [spark.conf] is that of a copy, without its secrets.
     """
     active = SparkSession.getActiveSession()
     if active is not None:
@@ -123,6 +125,7 @@ def _builder(config: Config, application: str, submitted: bool) -> SparkSession.
     for key, value in _settings(config.spark, master).items():
         # a setting on the command line of spark-submit goes before the file's
         if key in _SQL_SETTINGS or given is None or not given.contains(key):
+            _refuse_hidden(key, value)
             builder = builder.config(key, value)
     if given is None:
         builder = builder.master(master)
@@ -132,6 +135,15 @@ def _builder(config: Config, application: str, submitted: bool) -> SparkSession.
         # Python workers must be this Python, whatever the PATH says
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     return builder
+
+
+def _refuse_hidden(key: str, value: str) -> None:
+    if MASK in value:
+        raise ConfigError(
+            f"Spark is started with settings as they are. Received: spark.conf has {key} = "
+            f"{value!r}, as in the copy of a configuration, which hides secrets. Give the job the "
+            "file that was copied, or take the key out and give it to Spark by spark-defaults.conf."
+        )
 
 
 def _settings(spark: SparkConfig, master: str) -> dict[str, str]:

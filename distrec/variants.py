@@ -21,7 +21,8 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: A change is not possible.
     """
-    document = config.model_dump(mode="json", exclude_none=True)
+    # not as JSON, which hides secrets of spark.conf
+    document = config.model_dump(exclude_none=True)
     for key, value in changes.items():
         *parents, last = key.split(".")
         section = document

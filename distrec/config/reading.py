@@ -12,6 +12,7 @@ from typing import Any, get_origin
 import tomli_w
 from pydantic import ValidationError
 
+from distrec.config.secrets import mask_setting
 from distrec.config.section import Section
 from distrec.config.whole import Config
 from distrec.errors import ConfigError
@@ -108,7 +109,10 @@ def _check_tree(document: Mapping[str, Any], origin: str) -> None:
 
 
 def dump_config(config: Config) -> str:
-    """The resolved configuration as TOML; `load_config` gives the same object back."""
+    """The resolved configuration as TOML; `load_config` gives the same object back.
+
+    But for secrets of spark.conf, which are hidden: nobody starts Spark with what is read back.
+    """
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
 
 
@@ -125,7 +129,7 @@ def _apply(document: dict[str, Any], override: str) -> None:
     for parent in parents:
         section = section.setdefault(parent, {})
         if not isinstance(section, dict):
-            raise ConfigError(f"--set {override}: {parent!r} is a value, not a section.")
+            raise ConfigError(f"--set {key}: {parent!r} is a value, not a section.")
     section[last] = value
 
 
@@ -163,6 +167,8 @@ def _explain(fault: dict[str, Any], origin: str) -> str:
     location = [part for part in fault["loc"] if part is not None]
     key = ".".join(str(part) for part in location)
     received = fault.get("input")
+    if location[:2] == ["spark", "conf"]:
+        received = mask_setting(str(location[-1]), received)
     if fault["type"] == "extra_forbidden":
         known = _fields_at(location[:-1])
         near = difflib.get_close_matches(str(location[-1]), known, n=1)

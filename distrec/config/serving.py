@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
+from distrec.config.secrets import mask_setting
 from distrec.config.section import Section
 
 
@@ -141,8 +142,14 @@ class SparkConfig(Section):
     """Of the driver; in local mode that is everything."""
     shuffle_partitions: int = Field(default=0, ge=0)
     """0: twice the cores in local mode, else Spark's own default."""
-    conf: Mapping[str, str] = {}
-    """Any other Spark setting."""
+    conf: Mapping[str, str] = Field(default={}, repr=False)
+    """Any other Spark setting. What looks like a secret (password, secret, token, key) is written
+    as (hidden) into the run's config.toml and everywhere else; Spark is not started from such a
+    copy."""
+
+    @field_serializer("conf", when_used="json")
+    def _without_secrets(self, conf: Mapping[str, str]) -> dict[str, str]:
+        return {key: mask_setting(key, value) for key, value in conf.items()}
 
 
 class ReportConfig(Section):

@@ -9,20 +9,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from distrec.config import Config
+from distrec.config.secrets import MASK, mask_text
 
-MASK = "(hidden)"
+# wider than what is left out of copies of a configuration: nothing is started from a report
 _SECRET_KEY = re.compile(r"passw|secret|token|credential|key|auth", re.IGNORECASE)
-# user:password@host in an address; -Dpassword=x, ?token=x, key: x inside a longer setting
-_SECRET_IN_ADDRESS = re.compile(r"(://)[^/\s@\"']+@")
-_SECRET_IN_TEXT = re.compile(
-    r"((?:passw(?:or)?d|secret|token|credentials?|[\w.-]*key)\s*[=:]\s*)[^\s,;&\"']+", re.IGNORECASE
-)
-
-
-def mask_text(text: str) -> str:
-    """Hide what looks like a password inside a longer text."""
-    text = _SECRET_IN_ADDRESS.sub(rf"\1{MASK}@", text)
-    return _SECRET_IN_TEXT.sub(rf"\g<1>{MASK}", text)
 
 
 def mask(value: Any, key: str = "") -> Any:

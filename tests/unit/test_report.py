@@ -14,6 +14,7 @@ import pytest
 
 from distrec import job
 from distrec.config import Config, parse_config
+from distrec.config.secrets import mask_text
 from distrec.errors import DataError
 from distrec.report import files, write_report
 from distrec.report.choice import choose_users, hash_ids, open_scores
@@ -22,7 +23,6 @@ from distrec.report.files import read_run
 from distrec.report.metrics import verdict
 from distrec.report.sample import plain_bucket, read_sample
 from distrec.report.scales import linear_ticks, log_ticks
-from distrec.report.settings import mask_text
 from tests.synthetic import write_dataset
 
 EVIL = '</script><script>alert("it\'s")</script> & <b>film</b>'

@@ -17,8 +17,10 @@ import common
 from sources import FINAL, NAMES, write_events
 
 from distrec import pipeline
+from distrec.checkpoint import load_model
 from distrec.columns import TRAIN
 from distrec.config import Config, load_config
+from distrec.config.training import BIAS
 from distrec.dataset import read_manifest
 from distrec.evaluate import MODEL
 from distrec.job import configure_logging
@@ -57,6 +59,13 @@ def spread(name: str, values: Sequence[float]) -> dict[str, float]:
         name: round(statistics.mean(values), 4),
         f"{name} spread": round(max(values) - min(values), 4),
     }
+
+
+def tower_weights(path: Path) -> dict[str, float]:
+    """Those of a checkpoint, as model.tower_weights gives them."""
+    model = load_model(path)
+    names = (*model.tower_names, BIAS)
+    return dict(zip(names, model.tower_weights.tolist(), strict=True))
 
 
 def measure(
@@ -117,7 +126,11 @@ def measure(
         best = json.loads((config.checkpoint_directory / "best.json").read_text())
         rows = read_manifest(config.dataset_directory).splits[TRAIN].num_rows
         epochs = round(best["global_step"] * config.train.global_batch_size / rows)
-        source, more = name + FINAL, [f"train.max_epochs={epochs}"]
+        # there is no valid then to weigh the towers by
+        weights = tower_weights(config.checkpoint_directory / best["checkpoint"])
+        inline = ", ".join(f"{tower} = {weight!r}" for tower, weight in weights.items())
+        source = name + FINAL
+        more = [f"train.max_epochs={epochs}", f"model.tower_weights={{{inline}}}"]
         if source not in NAMES:
             source, more = name, [*more, "prepare.split.valid_share=0.0"]
         found["test"] = run(source, directory / "refit", *more)[1]["test"]

@@ -137,9 +137,10 @@ class ModelConfig(Section):
         "deep",
     )
     """Which towers are on. content needs features of items."""
-    frozen: tuple[Literal["cf", "autoencoder", "sequence", "deep", "content"], ...] = ()
+    frozen: tuple[Literal["cf", "autoencoder", "sequence", "deep", "content", "bias"], ...] = ()
     """Fine-tuning: towers that stay as train.warm_start gives them, with the rows of all tables
-    that they read, shared or not. The gate, the biases and the other towers are trained."""
+    that they read, shared or not. "bias": so does the items' bias. The gate, the biases of users
+    and the other towers are trained."""
     adapter_rank: int = Field(default=0, ge=0, le=65_536)
     """Above 0: beside every linear map of a frozen tower one of so low a rank is trained (LoRA)."""
     embedding_dim: int = Field(default=64, ge=4, le=65_536, multiple_of=4)
@@ -216,12 +217,13 @@ class ModelConfig(Section):
             raise ValueError(
                 f"towers names each tower once, and at least one. Received: {list(self.towers)}"
             )
-        if not set(self.frozen) <= set(self.towers) or len(set(self.frozen)) != len(self.frozen):
+        parts = {*self.towers, BIAS}
+        if not set(self.frozen) <= parts or len(set(self.frozen)) != len(self.frozen):
             raise ValueError(
-                f"frozen names some of the towers, each once. Received: {list(self.frozen)} of "
-                f"{list(self.towers)}"
+                f"frozen names some of the towers, each once, and {BIAS!r}. Received: "
+                f"{list(self.frozen)} of {list(self.towers)}"
             )
-        if not set(self.tower_weights) <= {*self.towers, BIAS}:
+        if not set(self.tower_weights) <= parts:
             raise ValueError(
                 f"tower_weights names towers that are on, or {BIAS!r}. Received: "
                 f"{list(self.tower_weights)} with {list(self.towers)}"

@@ -80,7 +80,7 @@ class UnifiedModel(nn.Module):
         self.towers = nn.ModuleDict(
             {name: tower_class(name, config)(spec, config) for name in self.tower_names}
         )
-        for name in config.frozen:
+        for name in self._frozen_towers:
             freeze(self.towers[name], config.adapter_rank)
         num_towers = len(self.tower_names)
         self.user_gate = Gate(_NUM_USER_SIGNALS, num_towers, config.gate_hidden)
@@ -137,13 +137,18 @@ class UnifiedModel(nn.Module):
     @property
     def frozen_tables(self) -> frozenset[str]:
         """The tables that a frozen tower reads; whoever reads them beside it trains them not."""
-        towers = (self.towers[name] for name in self.config.frozen)
-        return frozenset(
+        towers = (self.towers[name] for name in self._frozen_towers)
+        tables = frozenset(
             table.name
             for tower in towers
             if isinstance(tower, Tower)
             for table in tower.table_specs()
         )
+        return tables | {BIAS_TABLE} if BIAS in self.config.frozen else tables
+
+    @property
+    def _frozen_towers(self) -> tuple[str, ...]:
+        return tuple(name for name in self.config.frozen if name != BIAS)
 
     def user_requests(self, batch: Batch, positions: Positions | None = None) -> dict[str, Request]:
         """Rows that `encode_users` needs; every name starts with ``user.``."""

@@ -114,13 +114,25 @@ def test_only_what_is_not_frozen_changes(old: Path, tmp_path: Path) -> None:
             {"frozen": ["sequence"]},
             r"model.frozen needs train.warm_start. Received: \['seq",
         ),
-        ({"frozen": ["deep"]}, r"frozen names some of the towers, each once. Received: \['deep'\]"),
+        (
+            {"frozen": ["deep"]},
+            r"frozen names some of the towers, each once, and 'bias'. Received: \['deep'\]",
+        ),
         ({"adapter_rank": 2}, r"adapters stand beside what is frozen. Received: adapter_rank = 2"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, model: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         configured(tmp_path, model)
+
+
+def test_the_bias_of_items_stays_where_it_is_named(old: Path, tmp_path: Path) -> None:
+    model = {"frozen": ["sequence", "bias"]}
+    run(configured(tmp_path, model, warm_start=str(old), max_steps=2))
+    new = tensors_of(tmp_path / "checkpoints" / "step-00000002")
+    found = changed(tensors_of(old), new)
+    assert "item_bias" not in found
+    assert {"item", "user"} <= found
 
 
 def test_what_the_checkpoint_has_not_is_not_frozen(old: Path, tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def report(config_path: ConfigPath, overrides: Overrides = None) -> None:
 
 @app.command()
 def data(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="movielens-100k")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="movielens-100k or complete-journey")],
     directory: Annotated[
         Path | None, typer.Option(help="Where to put it.", show_default="data/NAME")
     ] = None,

@@ -331,10 +331,11 @@ class TrainConfig(Section):
     """Validations without an improvement after which training stops; 0: never."""
     fit_tower_weights: bool = True
     """Whether each validation of lists fits how much each tower, and the item's bias, counts
-    outside training, by cross-entropy on valid: T + 1 numbers, kept where `metric` is better with
-    them than with model.tower_weights. A tower that learns train by heart is trusted too much by
-    the gate, which learns from train alone. Not with one tower, labels, ratings or [privacy];
-    without valid, model.tower_weights or those of a warm start stay."""
+    outside training, by cross-entropy on valid: T + 1 numbers, kept unless `metric` is worse with
+    them than with model.tower_weights by half a standard error or more. A tower that learns train
+    by heart is trusted too much by the gate, which learns from train alone. Not with one tower,
+    labels, ratings or [privacy]; without valid, model.tower_weights or those of a warm start
+    stay."""
     metric: str = "ndcg@10"
     """Validation metric that is maximised (auc and ranking metrics) or minimised (log_loss, rmse,
     mae)."""

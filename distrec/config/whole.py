@@ -43,7 +43,7 @@ class Config(Section):
     "s3://bucket/path" (for other S3-like stores with ?endpoint_override=host:port&scheme=http, and
     region=...), "hdfs://host:port/path" or "file:///path". What is published then counts: a job
     fetches it into `output` before it starts. Credentials come from the environment alone."""
-    data: Literal["", "movielens-100k"] = ""
+    data: Literal["", "movielens-100k", "complete-journey"] = ""
     """Public data set that `distrec run` fetches first, into data/<name>."""
     seed: int = Field(default=1, ge=0)
     """Of every random choice: split, order, initial weights, dropout."""

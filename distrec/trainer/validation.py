@@ -82,6 +82,16 @@ def _beating(elements: Iterable[Element], beat: Callable[[], None]) -> Iterator[
         yield element
 
 
+def slack(value: float, num_queries: int) -> float:
+    """By how much a mean over queries of numbers in [0, 1] may differ and say nothing.
+
+    Half of the largest standard error that it can have: two lists of one user are much alike, so
+    their difference is known better than either.
+    """
+    value = min(max(value, 0.0), 1.0)
+    return 0.5 * math.sqrt(value * (1.0 - value) / max(num_queries, 1))
+
+
 class Validator:
     """Measures the model on the valid split, over all ranks.
 
@@ -150,7 +160,7 @@ class Validator:
     def _lists(
         self, model: UnifiedModel, scorer: ModelScorer, beat: Callable[[], None]
     ) -> dict[str, float]:
-        """Ranking metrics, with whichever weights of the towers are better."""
+        """Ranking metrics, with fitted weights of the towers unless these are clearly worse."""
         if not self._fits_weights(model):
             return self._ranking(scorer, beat)
         model.tower_weights.copy_(model.given_weights())
@@ -165,17 +175,17 @@ class Validator:
         model.tower_weights.copy_(weights)
         fitted = self._ranking(scorer, beat)
         name = str(self.metric)
-        is_better = fitted[name] > given[name]
-        if not is_better:
+        is_kept = fitted[name] >= given[name] - slack(given[name], self._num_queries)
+        if not is_kept:
             model.tower_weights.copy_(model.given_weights())
         if self.collectives.world.is_first:
             parts = zip((*model.tower_names, BIAS), weights.tolist(), strict=True)
             logger.info(
                 "towers weighed by valid (%s): %s %.4f in place of %.4f%s",
                 " ".join(f"{part} {weight:.2f}" for part, weight in parts),
-                name, fitted[name], given[name], "" if is_better else ": left as they are",
+                name, fitted[name], given[name], "" if is_kept else ": left as they are",
             )  # fmt: skip
-        return fitted if is_better else given
+        return fitted if is_kept else given
 
     def _fits_weights(self, model: UnifiedModel) -> bool:
         config = self.config

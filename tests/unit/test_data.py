@@ -1,4 +1,4 @@
-"""MovieLens-100K from either source gives the same files; no network is used here."""
+"""Public data sets as canonical files; no network is used here."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ import hashlib
 import io
 import urllib.error
 import zipfile
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from distrec import data
+from distrec.data import complete_journey, movielens
+from distrec.data.sources import Tables, require_sha256
 from distrec.errors import ConfigError, DataError
 
 EVENTS = b"196\t242\t3\t881250949\n186\t302\t3\t891717742\n"
@@ -74,28 +80,34 @@ WHEEL = archive(
 
 
 def test_both_sources_give_the_same_files() -> None:
-    assert data.tables_of_official(OFFICIAL) == TABLES
-    assert data.tables_of_wheel(WHEEL) == TABLES
+    assert movielens.tables_of_official(OFFICIAL) == TABLES
+    assert movielens.tables_of_wheel(WHEEL) == TABLES
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Expect the small tables; the official site is out of reach. Gives what was asked for."""
     asked = []
-    monkeypatch.setattr(data, "_NUM_ROWS", {"events.tsv": 2, "items.tsv": 5, "users.tsv": 1})
-    monkeypatch.setattr(data, "_EVENTS_SHA256", hashlib.sha256(EVENTS).hexdigest())
 
-    def official() -> data.Tables:
+    def official() -> Tables:
         asked.append("official")
         raise urllib.error.URLError("no route")
 
-    def wheel() -> data.Tables:
+    def wheel() -> Tables:
         asked.append("wheel")
         return dict(TABLES)
 
-    monkeypatch.setattr(data, "_from_official", official)
-    monkeypatch.setattr(data, "_from_wheel", wheel)
+    expect(
+        monkeypatch, num_rows={"events.tsv": 2, "items.tsv": 5, "users.tsv": 1},
+        sha256={"events.tsv": hashlib.sha256(EVENTS).hexdigest()},
+        sources={"official": official, "wheel": wheel},
+    )  # fmt: skip
     return asked
+
+
+def expect(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
+    name = "movielens-100k"
+    monkeypatch.setitem(data.DATA_SETS, name, replace(data.DATA_SETS[name], **changes))
 
 
 def test_fetch_falls_back_mends_and_then_does_nothing(small: list[str], tmp_path: Path) -> None:
@@ -113,7 +125,9 @@ def test_fetch_falls_back_mends_and_then_does_nothing(small: list[str], tmp_path
 
 
 def test_neither_source(small: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(data, "_from_wheel", lambda: TABLES | {"users.tsv": b"user_id\n"})
+    sources = dict(data.DATA_SETS["movielens-100k"].sources)
+    sources["wheel"] = lambda: TABLES | {"users.tsv": b"user_id\n"}
+    expect(monkeypatch, sources=sources)
     with pytest.raises(DataError, match=r"no route.*users\.tsv must have 1 rows"):
         data.fetch("movielens-100k", tmp_path / "ml")
     assert list(tmp_path.iterdir()) == []
@@ -123,4 +137,38 @@ def test_neither_source(small: list[str], monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def test_another_file_than_the_published_one() -> None:
     with pytest.raises(DataError, match=r"must have SHA-256 50d2a982.*Received: "):
-        data._require_sha256(OFFICIAL, data.OFFICIAL_SHA256, "the archive")
+        require_sha256(OFFICIAL, movielens.OFFICIAL_SHA256, "the archive")
+
+
+def test_the_tables_of_a_grocer() -> None:
+    times = [datetime(2017, 1, 1, 11, 53, 26, 900), datetime(2017, 1, 2)]
+    tables = {
+        "transactions": {
+            "household_id": [900, 906], "store_id": [330, 331], "product_id": [1095275, 9878513],
+            "quantity": [1, 2], "transaction_timestamp": pa.array(times, pa.timestamp("ns")),
+        },
+        "products": {
+            "product_id": [26081], "manufacturer_id": [2], "department": ["MISC"],
+            "brand": ["National"], "product_category": pa.array([None], pa.string()),
+            "product_type": ["ICE - CRUSHED/CUBED"], "package_size": ["22 LB"],
+        },
+        "demographics": {
+            "household_id": [1], "age": ["65+"], "income": ["35-49K"],
+            "home_ownership": pa.array([None], pa.string()), "marital_status": ["Married"],
+            "household_size": ["2"], "kids_count": ["0"],
+        },
+    }  # fmt: skip
+    members = {}
+    for name, columns in tables.items():
+        stream = io.BytesIO()
+        pq.write_table(pa.table(columns), stream)
+        members[f"{complete_journey.FOLDER}/{name}.parquet"] = stream.getvalue()
+    found = complete_journey.tables_of_wheel(archive(members))
+    assert {name: content.decode() for name, content in found.items()} == {
+        "events.tsv": "user_id\titem_id\ttimestamp\tquantity\tstore_id\n"
+        "900\t1095275\t1483271606\t1\t330\n906\t9878513\t1483315200\t2\t331\n",
+        "items.tsv": "item_id\ttitle\tdepartment\tcategory\tbrand\tmanufacturer\tpackage_size\n"
+        "26081\tICE - CRUSHED/CUBED\tMISC\t\tNational\t2\t22 LB\n",
+        "users.tsv": "user_id\tage\tincome\thome_ownership\tmarital_status\thousehold_size\tkids\n"
+        "1\t65+\t35-49K\t\tMarried\t2\t0\n",
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from distrec.model import UnifiedModel
 from distrec.sharding.collectives import OneProcess
 from distrec.trainer import tower_weights, train
 from distrec.trainer.tower_weights import HeldOut, choose_held_out, fit_tower_weights
+from distrec.trainer.validation import slack
 from tests.training import make_config
 from tests.unit.test_model import (
     BATCH,
@@ -183,11 +185,29 @@ def test_a_tower_that_is_off_has_no_weight() -> None:
         ModelConfig(tower_weights={"sequence": 1.0})
 
 
+def test_slack_is_half_of_a_standard_error() -> None:
+    assert slack(0.1, 400) == pytest.approx(0.5 * math.sqrt(0.1 * 0.9 / 400))
+    assert slack(0.0, 400) == slack(1.0, 400) == slack(1.1, 0) == 0.0
+
+
+def test_weights_that_are_hardly_worse_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = torch.tensor([0.7, 1.0, 0.7, 1.4])
+    monkeypatch.setattr("distrec.trainer.validation.fit_tower_weights", lambda *_: weights)
+    monkeypatch.setattr("distrec.trainer.validation.slack", lambda *_: 1.0)
+    config = make_config(tmp_path, {"train": {"max_steps": 6}})
+    train(config, ONE)
+    model = checkpoint.load_model(checkpoint.find(config.checkpoint_directory, "newest"))
+    assert torch.equal(model.tower_weights, weights)
+
+
 @pytest.mark.parametrize("given", [0.0, 1.0])
 def test_training_keeps_the_weights_that_are_better_on_valid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: float
 ) -> None:
-    """With all of them 0 the order says nothing."""
+    """With all of them 0 the order says nothing; chance, which may say as much, is left out."""
+    monkeypatch.setattr("distrec.trainer.validation.slack", lambda *_: 0.0)
     names = ("cf", "autoencoder", "deep", "bias")
     monkeypatch.setattr(
         "distrec.trainer.validation.fit_tower_weights", lambda *_: torch.full((4,), 1.0 - given)

@@ -1,11 +1,12 @@
 """The unified model beside each of its towers alone, on items that train saw and on new ones.
 
-    python benchmarks/quality/towers.py [--seeds 3] [--ranks 2]
+    python benchmarks/quality/towers.py [--config unified] [--seeds 3] [--ranks 2]
 
-conf/unified.toml on MovieLens-100K, leave-one-out, the whole catalogue; the train events of 15 % of
-the items are taken out (prepare.split.new_items_share), so that these stand on their features. The
-unified model is to be no worse than the best tower alone and than every baseline, and on new items
-far above the collaborative towers. Means over seeds, on test; the last line is one line of JSON.
+conf/unified.toml on MovieLens-100K, leave-one-out; with --config complete-journey that one, the
+last weeks. The whole catalogue; the train events of 15 % of the items are taken out
+(prepare.split.new_items_share), so that these stand on their features. The unified model is to be
+no worse than the best tower alone and than every baseline, and on new items far above the
+collaborative towers. Means over seeds, on test; the last line is one line of JSON.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("runs/quality/towers"))
+    parser.add_argument("--config", choices=("unified", "complete-journey"), default="unified")
     parser.add_argument("--seeds", type=int, default=3, help="runs a model, with seeds from 1")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
@@ -75,13 +77,13 @@ def main() -> None:
     configure_logging()
     common.print_header(["torch", "horovod", "pyspark"], f"{given.ranks} ranks of 1 thread")
     settings = {
-        "output": json.dumps(str(given.output)),
+        "output": json.dumps(str(given.output / given.config)),
         "launch.num_ranks": given.ranks,
         "prepare.split.new_items_share": 0.15,
     }
     overrides = [f"{key}={value}" for key, value in settings.items()]
-    config = load_config(ROOT / "conf" / "unified.toml", [*overrides, *given.settings])
-    fetch("movielens-100k", Path("data") / "movielens-100k")
+    config = load_config(ROOT / "conf" / f"{given.config}.toml", [*overrides, *given.settings])
+    fetch(config.data, Path("data") / config.data)
     run_stages(config, ["prepare"])
     towers = list(config.model.towers)
     figures: dict[str, Any] = {"seeds": given.seeds}
@@ -104,7 +106,7 @@ def main() -> None:
         "over the best other": common.at_least(1.0),
         "new items over collaborative": common.at_least(0.01),
     }
-    common.print_result("quality/towers", figures, bars)
+    common.print_result(f"quality/towers {given.config}", figures, bars)
 
 
 if __name__ == "__main__":

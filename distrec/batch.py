@@ -87,7 +87,8 @@ class Batch:
         user_index: int64, (B,).
         item_index: int64, (B,); may be a catalogue item that train never saw.
         time: int64, (B,), Unix seconds; 0 where the data has no time.
-        labels: float32, (B, num_tasks); 1 for a positive.
+        labels: float32, (B, num_tasks): of the first task and further ones; 1 for a positive, NaN
+            where a further task's is not known.
         weights: float32, (B,).
         num_events: int64, (B,): positive events of the user before the example.
         history: item indexes, oldest first.

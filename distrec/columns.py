@@ -52,6 +52,8 @@ ID = "id"
 RANK = "rank"
 SCORE = "score"
 REASONS = "reasons"
+# of a model of several tasks only
+PROBABILITIES = "probabilities"
 MODEL_VERSION = "model_version"
 
 # splits of a dataset, each a directory of Parquet files named in the manifest
@@ -70,6 +72,16 @@ SIDES = ("user", "item", "context")
 def feature_column(side: str, name: str) -> str:
     """Dataset column of a feature: ``user_age``, ``item_genres``, ``context_device``."""
     return f"{side}_{name}"
+
+
+# a further task of an event is a column of 0 and 1, NaN where nobody knows
+TASK_NAME = r"^[A-Za-z0-9_-]{1,64}$"
+MAX_TASKS = 16
+
+
+def task_column(name: str) -> str:
+    """Dataset column of the labels of a further task: ``task_purchased``."""
+    return f"task_{name}"
 
 
 # the last three would name a feature's table as one of the model's own: item_history, item_bias ...

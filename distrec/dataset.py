@@ -4,8 +4,8 @@ A dataset is a directory with ``manifest.json``, written last; what has no manif
 dataset. Only files named in the manifest belong to it. Columns of each split:
 
 - ``train/ valid/ test/`` (examples, one row an event): user_index, item_index, time int64; label,
-  weight float32; num_events int64; history, history_times list<int64>; every user and context
-  feature.
+  weight float32; num_events int64; history, history_times list<int64>; task_<name> float32 of every
+  further task, NaN where it is not known; every user and context feature.
 - ``valid_queries/ test_queries/`` (one row a user): user_id string, user_index, time (the cut),
   num_events, history, history_times, seen list<int64>, targets list<int64>, every user feature;
   context features hold those of the user's first withheld event.
@@ -34,10 +34,11 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from distrec.columns import MAX_TASKS, TASK_NAME
 from distrec.errors import DataError
 from distrec.untrusted import read_manifest_text
 
@@ -189,6 +190,10 @@ class DatasetManifest(_Part):
     """Whether label tells positives from negatives (else every row is a positive)."""
     rating_scale: tuple[float, float] | None = None
     """The lowest and the highest rating in train, where label is a rating; has_labels is False."""
+    tasks: tuple[Annotated[str, Field(pattern=TASK_NAME)], ...] = Field(
+        default=(), max_length=MAX_TASKS
+    )
+    """Further tasks beside label, each with a column of its own in train, valid and test."""
     counts: dict[str, int]
     """Rows at each stage: read, rejected, duplicates, filtered, k_core, kept ... in order."""
     rejects: dict[str, int]
@@ -299,7 +304,7 @@ def _check_paths(manifest: DatasetManifest, path: Path) -> None:
 
 
 def _check_counts(manifest: DatasetManifest, path: Path) -> None:
-    """Numbers from which sizes of tables and positions of rows follow."""
+    """Numbers from which sizes of tables and positions of rows follow, and what is named once."""
     for name, split in manifest.splits.items():
         held = sum(entry.num_rows for entry in split.files)
         if held != split.num_rows:
@@ -312,6 +317,11 @@ def _check_counts(manifest: DatasetManifest, path: Path) -> None:
             f"items that train saw are items. Received: num_trained_items = "
             f"{manifest.num_trained_items}, num_items = {manifest.num_items} ({path}). Run prepare "
             "again."
+        )
+    if len(set(manifest.tasks)) != len(manifest.tasks):
+        raise DataError(
+            f"a manifest names each task once. Received: {list(manifest.tasks)} ({path}). Run "
+            "prepare again."
         )
     for column, numbers in manifest.statistics.items():
         if not all(math.isfinite(number) for number in numbers.values()):

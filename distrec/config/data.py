@@ -12,6 +12,7 @@ from distrec import columns
 from distrec.config.section import Section
 from distrec.config.store_url import refuse_passwords
 
+TaskName = Annotated[str, Field(pattern=columns.TASK_NAME)]
 SourcePath = Annotated[str, Field(pattern=r"^[^\x00]+$")]
 
 
@@ -146,6 +147,9 @@ class EventsConfig(Source):
     """Column with a number that says how much it was liked."""
     label: str | None = None
     """Column with 0 or 1: then negatives are kept and AUC and log loss are reported."""
+    tasks: tuple[TaskName, ...] = Field(default=(), max_length=columns.MAX_TASKS)
+    """Columns with 0 or 1 of further tasks beside label, such as purchased and shared, for
+    model.multi_task. Where one is empty nobody knows, and its task passes over the event."""
     weight: str | None = None
     """Column with a non-negative weight of the event in the loss."""
     event_type: str | None = None
@@ -154,6 +158,17 @@ class EventsConfig(Source):
     """Column with train, valid or test, for split.method = "given"."""
     context: tuple[FeatureConfig, ...] = ()
     """Features of the event itself: device, hour, place."""
+
+    @model_validator(mode="after")
+    def _task_names(self) -> EventsConfig:
+        # Spark does not tell capitals from small letters
+        names = [name.lower() for name in self.tasks]
+        if len(set(names)) != len(names) or columns.LABEL in names:
+            raise ValueError(
+                "tasks names each further task once, and label, the first task, is none of them. "
+                f"Received: {list(self.tasks)}. Rename the column"
+            )
+        return self
 
 
 class TableConfig(Source):
@@ -328,6 +343,11 @@ class PrepareConfig(Section):
                 "predict_ratings needs events.rating, and no other label. Received: events.rating "
                 f"= {events.rating!r}, events.label = {events.label!r}, label_from_rating = "
                 f"{self.label_from_rating}"
+            )
+        if events.tasks and events.label is None and not self.label_from_rating:
+            raise ValueError(
+                "events.tasks stand beside a label. Received: tasks = "
+                f"{list(events.tasks)}, neither events.label nor label_from_rating. Name the label"
             )
         if split.new_items_share and (self.items is None or self.extend is not None):
             raise ValueError(

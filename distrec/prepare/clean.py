@@ -116,8 +116,8 @@ def events_that_count(
         num_events: Of them.
 
     Returns:
-        user_id, item_id, time, label, weight, split and the raw context columns; and the rows
-        that each step took away: other_event_type, duplicates, below_min_rating.
+        user_id, item_id, time, label, weight, split, tasks and the raw context columns; and the
+        rows that each step took away: other_event_type, duplicates, below_min_rating.
     """
     kinds = F.lit(True)
     if config.event_types:

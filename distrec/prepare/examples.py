@@ -38,11 +38,12 @@ class Examples:
     """Indexed events and how histories are made of them.
 
     Args:
-        events: user_id, user_index, item_id, item_index, time, label, weight, split and encoded
-            context features.
+        events: user_id, user_index, item_id, item_index, time, label, weight, split, tasks and
+            encoded context features.
         user_features: user_id and the encoded features of every known user.
         user: Fitted features of users.
         context: Fitted features of events.
+        tasks: Further tasks.
         length: L.
         has_time: Whether events have times.
         by_time: Whether a history ends at the time of the example; else valid and test know all
@@ -53,6 +54,7 @@ class Examples:
     user_features: DataFrame
     user: Sequence[FittedFeature]
     context: Sequence[FittedFeature]
+    tasks: tuple[str, ...]
     length: int
     has_time: bool
     by_time: bool
@@ -65,7 +67,7 @@ class Examples:
     @property
     def example_columns(self) -> list[str]:
         """Columns of train, valid and test."""
-        return [*_EXAMPLE, *self.feature_columns]
+        return [*_EXAMPLE, *map(c.task_column, self.tasks), *self.feature_columns]
 
     @property
     def query_columns(self) -> list[str]:

@@ -207,6 +207,7 @@ class Output:
             has_time=self.examples.has_time,
             has_labels=prepare.events.label is not None or prepare.label_from_rating,
             rating_scale=self.rating_scale,
+            tasks=prepare.events.tasks,
             counts=self.counts,
             rejects=dict(sorted(self.audit.reasons.items())),
             statistics=statistics,

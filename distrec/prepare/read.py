@@ -33,6 +33,8 @@ def wanted_columns(source: EventsConfig | TableConfig) -> dict[str, str]:
     keys = single if isinstance(source, EventsConfig) else ("id", "title")
     wanted = {key: getattr(source, key) for key in keys if getattr(source, key) is not None}
     features = source.context if isinstance(source, EventsConfig) else source.features
+    if isinstance(source, EventsConfig):
+        wanted |= {f"tasks.{k}": name for k, name in enumerate(source.tasks)}
     group = "context" if isinstance(source, EventsConfig) else "features"
     return wanted | {f"{group}.{k}.column": f.column for k, f in enumerate(features)}
 

@@ -235,6 +235,7 @@ def _examples(
 ) -> Examples:
     """Events with indexes and encoded context, beside the encoded users."""
     unknown = F.lit(c.UNKNOWN_INDEX).cast("long")
+    tasks = config.prepare.events.tasks
     indexed = (
         events.join(items.frame.select(c.ITEM_ID, c.ITEM_INDEX), c.ITEM_ID, "left")
         .join(users.frame.select(c.USER_ID, c.USER_INDEX), c.USER_ID, "inner")
@@ -243,6 +244,11 @@ def _examples(
                 c.ITEM_INDEX: F.coalesce(c.ITEM_INDEX, unknown),
                 c.LABEL: F.col(c.LABEL).cast("float"),
                 c.WEIGHT: F.col(c.WEIGHT).cast("float"),
+                # a dataset has no nulls
+                **{
+                    name: F.coalesce(F.col(name), F.lit(float("nan"))).cast("float")
+                    for name in map(c.task_column, tasks)
+                },
             }
         )
     )
@@ -258,6 +264,7 @@ def _examples(
         user_features=described,
         user=fitted["user"],
         context=fitted["context"],
+        tasks=tasks,
         length=config.prepare.history_length,
         has_time=has_time,
         by_time=has_time and config.prepare.split.method in BY_TIME,

@@ -216,8 +216,8 @@ def typed_events(
 
     Returns:
         user_id, item_id string; time long (0 without a time column); rating, label, weight double
-        (null where there is no such column); event_type, split string; one raw column a context
-        feature; PLACE, reason, raw_row.
+        (null where there is no such column); one column a task, double, null where it is not known;
+        event_type, split string; one raw column a context feature; PLACE, reason, raw_row.
     """
     checks = Checks(frame, source)
     typed = {
@@ -234,6 +234,10 @@ def typed_events(
     if source.label:
         allowed = F.coalesce(typed[c.LABEL].isin(0.0, 1.0), F.lit(False))
         checks.reject(~allowed, f"column {source.label!r} is not 0 or 1")
+    for task in source.tasks:
+        known = checks.number(task)
+        checks.reject(~known.isin(0.0, 1.0), f"column {task!r} is not 0, 1 or empty")
+        typed[c.task_column(task)] = known
     typed[c.WEIGHT] = F.lit(1.0)
     if source.weight:
         typed[c.WEIGHT] = checks.number(source.weight)

@@ -245,15 +245,17 @@ def to_batch(parts: Sequence[Rows], features: Sequence[FeatureSpec]) -> Batch:
     scalars = _scalars(parts)
     user_index = scalars[c.USER_INDEX]
     if c.ITEM_INDEX in scalars:
-        item_index, labels, weights = scalars[c.ITEM_INDEX], scalars[c.LABEL], scalars[c.WEIGHT]
+        item_index, weights = scalars[c.ITEM_INDEX], scalars[c.WEIGHT]
+        names = [name for name in parts[0].layout.floats if name != c.WEIGHT]
+        labels = torch.stack([scalars[name] for name in names], dim=1)
     else:
         item_index = torch.full_like(user_index, c.PADDING_INDEX)
-        labels, weights = torch.zeros(len(user_index)), torch.zeros(len(user_index))
+        labels, weights = torch.zeros(len(user_index), 1), torch.zeros(len(user_index))
     return Batch(
         user_index=user_index,
         item_index=item_index,
         time=scalars[c.TIME],
-        labels=labels[:, None],
+        labels=labels,
         weights=weights,
         num_events=scalars[c.NUM_EVENTS],
         history=_jagged(parts, c.HISTORY),

@@ -12,21 +12,28 @@ from distrec.dataset import DatasetManifest
 from distrec.reader.files import open_split
 from distrec.reader.layout import Layout
 
-_LAYOUT = Layout(integers=(), floats=(c.LABEL, c.WEIGHT), lists=(), dense=())
 
-
-def has_both_labels(directory: str | Path, manifest: DatasetManifest, split: str) -> bool:
+def has_both_labels(
+    directory: str | Path, manifest: DatasetManifest, split: str, column: str = c.LABEL
+) -> bool:
     """Whether a split has positives and negatives with a weight; reads until it has seen both.
+
+    Args:
+        directory: Of the dataset.
+        manifest: Of the dataset.
+        split: Which.
+        column: Of the labels; those not known, NaN, are neither.
 
     Raises:
         DataError: The files are not those of the manifest.
     """
+    layout = Layout(integers=(), floats=(column, c.WEIGHT), lists=(), dense=())
     positive = negative = False
-    for file in open_split(directory, manifest, split, _LAYOUT):
+    for file in open_split(directory, manifest, split, layout):
         with pq.ParquetFile(file.path) as source:
             for row_group in range(len(file.row_groups)):
-                table = source.read_row_group(row_group, columns=list(_LAYOUT.columns))
-                label, weight = (table[name].to_numpy() for name in _LAYOUT.floats)
+                table = source.read_row_group(row_group, columns=list(layout.columns))
+                label, weight = (table[name].to_numpy() for name in layout.floats)
                 positive = positive or bool(np.any(weight * label > 0))
                 negative = negative or bool(np.any(weight * (1 - label) > 0))
                 if positive and negative:

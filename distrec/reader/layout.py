@@ -57,11 +57,10 @@ class Layout:
         }
 
 
-def example_layout(features: Iterable[FeatureSpec]) -> Layout:
-    """Columns of train, valid and test."""
-    return _layout(
-        features, ("user", "context"), (*_STATE, c.ITEM_INDEX), (c.LABEL, c.WEIGHT), _HISTORIES
-    )
+def example_layout(features: Iterable[FeatureSpec], tasks: Iterable[str] = ()) -> Layout:
+    """Columns of train, valid and test, with the labels of further tasks."""
+    floats = (c.WEIGHT, c.LABEL, *map(c.task_column, tasks))
+    return _layout(features, ("user", "context"), (*_STATE, c.ITEM_INDEX), floats, _HISTORIES)
 
 
 def query_layout(features: Iterable[FeatureSpec], *, targets: bool = True) -> Layout:

@@ -301,23 +301,31 @@ def test_files_are_what_the_manifest_says(made: tuple[DatasetManifest, Path]) ->
 
 
 def test_given_split_with_labels_and_without_times(spark: SparkSession, tmp_path: Path) -> None:
-    """JSON lines with numbers as ids; negatives are no history, and order is by item id."""
+    """JSON lines with numbers as ids; negatives are no history, and order is by item id. Another
+    task is known of some events, and one event that has a 2 for it is rejected."""
     lines = {
         "train": [(1, "i1", 1), (1, "i2", 0), (1, "i3", 1), (2, "i1", 1), (2, "i3", 0)],
         "test": [(1, "i4", 1), (1, "i5", 0), (2, "i4", 0)],
     }
     for name, events in lines.items():
-        text = [json.dumps({"u": user, "i": item, "y": y}) for user, item, y in reversed(events)]
+        text = [
+            json.dumps({"u": user, "i": item, "y": y, "bought": {"i2": 1, "i3": 0}.get(item)})
+            for user, item, y in reversed(events)
+        ]
+        text += ['{"u": 2, "i": "i2", "y": 0, "bought": 2}'] * (name == "train")
         (tmp_path / f"{name}.json").write_text("\n".join(text))
     events = {
         "paths": [str(tmp_path / "train.json")], "format": "json", "user": "u", "item": "i",
-        "label": "y",
+        "label": "y", "tasks": ["bought"],
     }  # fmt: skip
     split = {"method": "given", "test_paths": [str(tmp_path / "test.json")]}
-    config = config_of(tmp_path / "run", prepare={"events": events, "split": split})
+    section = {"events": events, "split": split, "max_reject_share": 0.2}
+    config = config_of(tmp_path / "run", prepare=section)
     manifest = prepare.run(spark, config)
     directory = config.dataset_directory
     assert manifest.has_labels
+    assert manifest.tasks == read_manifest(directory).tasks == ("bought",)
+    assert manifest.rejects == {"events: column 'bought' is not 0, 1 or empty": 1}
     assert not manifest.has_time
     assert manifest.splits["valid"].num_rows == 0
     train = {
@@ -329,6 +337,12 @@ def test_given_split_with_labels_and_without_times(spark: SparkSession, tmp_path
         (2, 2): (1, [3], 1), (2, 4): (0, [2, 3], 2), (2, 3): (1, [2], 1),
         (3, 2): (1, [], 0), (3, 3): (0, [2], 1),
     }  # fmt: skip
+    bought = {
+        (row["user_index"], row["item_index"]): str(row["task_bought"])
+        for row in rows(manifest, directory, "train")
+    }
+    assert bought == {(2, 2): "nan", (2, 4): "1.0", (2, 3): "0.0", (3, 2): "nan", (3, 3): "0.0"}
+    assert all(math.isnan(row["task_bought"]) for row in rows(manifest, directory, "test"))
     (query,) = rows(manifest, directory, "test_queries")
     assert (query["user_id"], query["targets"], query["seen"]) == ("1", [1], [2, 3, 4])
     assert (query["history"], query["history_times"], query["time"]) == ([2, 3], [0, 0], 0)

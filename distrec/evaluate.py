@@ -32,9 +32,9 @@ from distrec.metrics.evaluation import (
     Scorer,
     encode_catalogue,
     evaluate_examples,
-    example_metrics,
     inference,
 )
+from distrec.metrics.examples import example_metrics
 from distrec.metrics.item_vectors import item_vectors
 from distrec.metrics.query_ranks import QueriesHash, QueryRanksWriter
 from distrec.metrics.ranking import RankingMetrics
@@ -268,10 +268,13 @@ def _measure_split(
 
 
 def _measure_examples(inputs: Inputs, split: str, scorer: Scorer | None) -> dict[str, Any] | None:
-    """Of the model: AUC, log loss and calibration where labels are 0 or 1, RMSE of ratings."""
+    """Of the model: AUC, log loss and calibration where labels are 0 or 1, also those of further
+    tasks that it predicts; RMSE of ratings."""
     config, manifest = inputs.config, inputs.manifest
-    metrics = example_metrics(manifest, exact_auc=True)
-    if metrics is None or not isinstance(scorer, ModelScorer):
+    if not isinstance(scorer, ModelScorer):
+        return None
+    metrics = example_metrics(manifest, scorer.model.tasks, exact_auc=True)
+    if metrics is None:
         return None
     reader = ExampleReader(
         config.dataset_directory, manifest, split, World(), config.reader,

@@ -97,6 +97,7 @@ def write_dataset(
     row_group_size: int = 64,
     labels: bool = False,
     ratings: bool = False,
+    tasks: bool = False,
     train_rows: TrainRows = "events",
     seed: int = 0,
 ) -> DatasetManifest:
@@ -104,7 +105,8 @@ def write_dataset(
 
     Every user has events_per_user events in train, one in valid, one in test. The last
     num_cold_items items of the catalogue occur in no event. With ratings, what is of a user's group
-    is rated 4.5, else 1.
+    is rated 4.5, else 1. With tasks there is one more, like, which is 1 of what is of a user's
+    group, and in train known of the first quarter of the rows only.
     """
     assert not (labels and train_rows == "windows")
     rng = np.random.default_rng(seed)
@@ -117,7 +119,8 @@ def write_dataset(
     example_schema = pa.schema(
         [(c.USER_INDEX, pa.int64()), (c.ITEM_INDEX, pa.int64()), (c.TIME, pa.int64()),
          (c.LABEL, pa.float32()), (c.WEIGHT, pa.float32()), (c.NUM_EVENTS, pa.int64()),
-         (c.HISTORY, ids), (c.HISTORY_TIMES, ids), *user_fields, *context_fields]
+         (c.HISTORY, ids), (c.HISTORY_TIMES, ids), *user_fields, *context_fields,
+         *([(c.task_column("like"), pa.float32())] if tasks else [])]
     )  # fmt: skip
     state_fields = [
         (c.USER_ID, pa.string()), (c.USER_INDEX, pa.int64()), (c.TIME, pa.int64()),
@@ -160,6 +163,7 @@ def write_dataset(
             shared = {c.USER_INDEX: user[c.USER_INDEX], c.TIME: time, **features, **hour}
             rows[split].append(
                 {**shared, c.ITEM_INDEX: item, c.LABEL: label, c.WEIGHT: 1.0,
+                 c.task_column("like"): float(group_of_item[item] == group),
                  **_state(positives, positive_times, history_length)}
             )  # fmt: skip
             if split != c.TRAIN:
@@ -195,6 +199,8 @@ def write_dataset(
     ]
     order = rng.permutation(len(rows[c.TRAIN]))
     rows[c.TRAIN] = [rows[c.TRAIN][index] for index in order]
+    for row in rows[c.TRAIN][len(order) // 4 :]:
+        row[c.task_column("like")] = float("nan")
 
     schemas = {
         c.TRAIN: example_schema, c.VALID: example_schema, c.TEST: example_schema,
@@ -243,6 +249,7 @@ def write_dataset(
         has_labels=labels,
         rating_scale=(1.0, 4.5) if ratings else None,
         train_rows=train_rows,
+        tasks=("like",) if tasks else (),
         counts={"read": len(rows[c.TRAIN])},
         rejects={},
         statistics={},

@@ -32,7 +32,9 @@ def make_config(
         "name": "synthetic",
         "output": str(directory),
         "seed": 3,
-        "prepare": {"events": {"paths": ["none.csv"], "time": "time", "label": "label"}},
+        "prepare": {
+            "events": {"paths": ["none.csv"], "time": "time", "label": "label", "tasks": ["like"]}
+        },
         # nothing that the numbers depend on is left to a default that may be tuned
         "sharding": {
             "tables": {"user": "row_wise", "item": "row_wise"},

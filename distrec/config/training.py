@@ -179,6 +179,18 @@ class ModelConfig(Section):
     pair_crosses: int = Field(default=0, ge=0, le=1_000)
     """binary and squared: cross layers over the vectors of user and item side by side, with an MLP
     of deep_hidden, whose output is added to the score of an example. Lists are ranked without."""
+    multi_task: Literal["none", "shared_bottom", "mmoe", "ple"] = "none"
+    """binary: a head that predicts prepare.events.tasks beside the label, from the vectors of user
+    and item and their product; what it makes of the label is added to the score of an example, and
+    lists are ranked without. shared_bottom: one expert for all tasks. mmoe: several, weighed by a
+    gate a task. ple: expert_layers of them, in which each task has experts of its own beside the
+    shared ones."""
+    experts: int = Field(default=4, ge=1, le=1_000)
+    """mmoe: experts. ple: shared ones of a layer, and as many of each task."""
+    expert_hidden: tuple[Width, ...] = Field(default=(64,), min_length=1)
+    """multi_task: widths of the layers of an expert."""
+    expert_layers: int = Field(default=2, ge=1, le=1_000)
+    """ple: layers of experts, one on top of the other."""
     rating_levels: int = Field(default=0, ge=0, le=1_000)
     """loss.kind = "ordinal": how many ratings there are, evenly from the lowest to the highest: 5
     for whole stars from 1 to 5, 10 for half ones from 0.5. A rating between two counts as the
@@ -283,6 +295,9 @@ class LossConfig(Section):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """softmax: share of the target spread over the catalogue; binary: how far labels move towards
     one half."""
+    task_weights: Mapping[str, Annotated[float, Field(ge=0)]] = {}
+    """model.multi_task: task -> weight of its mean loss, "label" the first; 1 for the others. A
+    mean is over the rows of the global batch whose label of the task is known."""
     contrastive: float = Field(default=0.0, ge=0)
     """Weight of a term that holds each user's history, seen in two ways, to be more like itself
     than like those of the other users of a rank's part of the batch (InfoNCE), by the towers that
@@ -338,7 +353,7 @@ class TrainConfig(Section):
     stay."""
     metric: str = "ndcg@10"
     """Validation metric that is maximised (auc and ranking metrics) or minimised (log_loss, rmse,
-    mae)."""
+    mae); with model.multi_task also auc:<task> and log_loss:<task>."""
     checkpoint_every_steps: int = Field(default=0, ge=0)
     """Save this often; 0: at every validation."""
     full_checkpoint_every: int = Field(default=1, ge=1)

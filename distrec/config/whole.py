@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from distrec.columns import LABEL
 from distrec.config.data import PrepareConfig
 from distrec.config.privacy import PrivacyConfig, check_private
 from distrec.config.section import Section
@@ -155,6 +156,7 @@ class Config(Section):
                 f"rating_levels = {self.model.rating_levels} with kind = {self.loss.kind!r}. Set "
                 "both, or neither"
             )
+        check_tasks(self)
         model = self.model
         withholds = model.dropout or model.input_dropout or model.sequence_mask
         if self.loss.contrastive and not (model.augment or withholds):
@@ -178,6 +180,37 @@ class Config(Section):
                 "markov out"
             )
         return self
+
+
+def check_tasks(config: Config) -> None:
+    """Refuse several tasks without their labels, and weights of tasks that are not trained.
+
+    Raises:
+        ValueError: With what was received and the fix.
+    """
+    tasks, kind = config.prepare.events.tasks, config.model.multi_task
+    weights = config.loss.task_weights
+    if kind != "none" and not tasks:
+        raise ValueError(
+            f"model.multi_task needs prepare.events.tasks. Received: {kind!r}, no tasks. Name "
+            "their columns"
+        )
+    if kind != "none" and config.loss.kind not in ("auto", "binary"):
+        raise ValueError(
+            f"model.multi_task is for the loss of labels, binary. Received: {kind!r} with "
+            f'loss.kind = {config.loss.kind!r}. Set it to "binary"'
+        )
+    trained = (LABEL, *tasks) if kind != "none" else ()
+    others = sorted(set(weights) - set(trained))
+    if others:
+        raise ValueError(
+            f"loss.task_weights names tasks that are trained: {list(trained)}. Received: {others}, "
+            f"with model.multi_task = {kind!r}. Take them out, or set multi_task"
+        )
+    if trained and not any(weights.get(task, 1.0) for task in trained):
+        raise ValueError(
+            f"one of loss.task_weights is above 0. Received: {dict(weights)}. Raise one"
+        )
 
 
 def section_hash(config: Config, *names: str) -> str:

@@ -16,10 +16,8 @@ from torch import Tensor
 from distrec import pulse
 from distrec.batch import Batch, ItemBatch, Jagged, QueryBatch
 from distrec.columns import FIRST_INDEX
-from distrec.dataset import DatasetManifest
-from distrec.metrics.classification import ClassificationMetrics
+from distrec.metrics.examples import ExampleMetrics
 from distrec.metrics.ranking import RankingMetrics, slice_bags
-from distrec.metrics.ratings import RatingMetrics
 
 SCORES_PER_BLOCK = 1 << 24
 """Scores held at once, 64 MiB."""
@@ -33,6 +31,8 @@ Lookup = Callable[[Mapping[str, Any]], Mapping[str, Tensor]]
 class Encoder(Protocol):
     """What is needed of model.UnifiedModel."""
 
+    tasks: tuple[str, ...]
+
     def user_requests(self, batch: Batch) -> Mapping[str, Any]:
         """Rows that encode_users needs."""
 
@@ -45,8 +45,8 @@ class Encoder(Protocol):
     def encode_items(self, items: ItemBatch, rows: Mapping[str, Tensor]) -> Tensor:
         """Item vectors, (M, W)."""
 
-    def example_scores(self, users: Tensor, items: Tensor) -> Tensor:
-        """Scores of B pairs of vectors, (B,)."""
+    def task_scores(self, users: Tensor, items: Tensor) -> Tensor:
+        """Scores of B pairs of vectors, of each task: (B, T)."""
 
 
 @contextmanager
@@ -142,14 +142,15 @@ class ModelScorer:
         """Scores of B examples and which of them have an item of the catalogue.
 
         Returns:
-            float32, (B,), log odds where the loss is binary, what `rating_of_score` takes where it
-            is of ratings; bool, (B,). Where False the score means nothing.
+            float32, (B, T), of the label and of further tasks that the model predicts: log odds
+            where the loss is binary, what `rating_of_score` takes where it is of ratings; bool,
+            (B,). Where False the scores mean nothing.
         """
         users = self.encode_users(batch)
         positions = batch.item_index.to(users.device) - FIRST_INDEX
         is_known = (positions >= 0) & (positions < len(self.item_vectors))
         items = self.item_vectors[torch.where(is_known, positions, 0)].to(self.model_device)
-        return self.model.example_scores(users.to(self.model_device), items), is_known
+        return self.model.task_scores(users.to(self.model_device), items), is_known
 
 
 def rows_per_block(num_columns: int) -> int:
@@ -170,28 +171,14 @@ def evaluate_queries(
     return metrics
 
 
-def example_metrics(
-    manifest: DatasetManifest, exact_auc: bool = False
-) -> ClassificationMetrics | RatingMetrics | None:
-    """Metrics of labelled examples that nothing has been added to; None where labels say nothing.
-
-    Args:
-        manifest: Of the dataset.
-        exact_auc: See `ClassificationMetrics`.
-    """
-    if manifest.rating_scale is not None:
-        return RatingMetrics(manifest.rating_scale)
-    return ClassificationMetrics(exact_auc) if manifest.has_labels else None
-
-
 def evaluate_examples(
     scorer: ModelScorer,
     batches: Iterable[Batch],
-    metrics: ClassificationMetrics | RatingMetrics,
+    metrics: ExampleMetrics,
 ) -> None:
     """Add every example whose item is in the catalogue to the metrics."""
     for batch in batches:
         scores, is_known = scorer.score_examples(batch)
         scores, is_known = scores.cpu(), is_known.cpu()
-        labels, weights = batch.labels[:, 0].cpu(), batch.weights.cpu()
+        labels, weights = batch.labels.cpu(), batch.weights.cpu()
         metrics.update(scores[is_known], labels[is_known], weights[is_known])

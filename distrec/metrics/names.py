@@ -1,4 +1,7 @@
-"""The names of metrics, such as ``ndcg@10``, and which way each is better; imports no torch."""
+"""The names of metrics, such as ``ndcg@10`` and ``auc:purchased``, and which way each is better.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,12 @@ class MetricName:
     Args:
         name: Of ACCURACY, CLASSIFICATION or RATING.
         k: Cut-off K; None for what is measured on examples.
+        task: Further task on whose labels it is measured; "" for label.
     """
 
     name: str
     k: int | None
+    task: str = ""
 
     @property
     def higher_is_better(self) -> bool:
@@ -38,7 +43,14 @@ class MetricName:
         return self.name in _OF_EXAMPLES
 
     def __str__(self) -> str:
+        if self.task:
+            return of_task(self.name, self.task)
         return self.name if self.k is None else f"{self.name}@{self.k}"
+
+
+def of_task(name: str, task: str) -> str:
+    """A metric's name on the labels of a further task: ``auc:purchased``."""
+    return f"{name}:{task}"
 
 
 def metric_names(ks: Sequence[int], names: Sequence[str] = ACCURACY) -> tuple[str, ...]:
@@ -52,7 +64,7 @@ def metric_names(ks: Sequence[int], names: Sequence[str] = ACCURACY) -> tuple[st
 
 
 def parse_metric_name(text: str) -> MetricName:
-    """Take ``ndcg@10``, ``auc`` or ``rmse`` apart.
+    """Take ``ndcg@10``, ``auc``, ``auc:purchased`` or ``rmse`` apart.
 
     Raises:
         ConfigError: There is no such metric, or it lacks its cut-off or has one too many.
@@ -61,6 +73,9 @@ def parse_metric_name(text: str) -> MetricName:
         >>> parse_metric_name("ndcg@10").k
         10
     """
+    of_labels, _, task = text.partition(":")
+    if of_labels in CLASSIFICATION and task:
+        return MetricName(of_labels, None, task)
     name, at, cut = text.partition("@")
     if name in _OF_EXAMPLES and not at:
         return MetricName(name, None)

@@ -278,3 +278,23 @@ def binary_loss(scores: Tensor, labels: Tensor, label_smoothing: float = 0.0) ->
     """
     targets = labels * (1.0 - label_smoothing) + 0.5 * label_smoothing
     return functional.binary_cross_entropy_with_logits(scores, targets, reduction="none")
+
+
+def task_loss_sums(
+    scores: Tensor, labels: Tensor, weights: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
+    """Weighted sum of the cross-entropies of each task, over the rows where its label is known.
+
+    Args:
+        scores: float32, (B, T).
+        labels: float32, (B, T), in [0, 1] or NaN.
+        weights: float32, (B,).
+        label_smoothing: As of `binary_loss`.
+
+    Returns:
+        float32, (T,).
+    """
+    known = ~labels.isnan()
+    # NaN times zero is NaN, also in a gradient
+    losses = binary_loss(scores, torch.where(known, labels, 0.0), label_smoothing)
+    return (weights.unsqueeze(1) * known * losses).sum(dim=0)

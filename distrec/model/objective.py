@@ -1,7 +1,8 @@
 """What training minimises: the loss of a batch as a sum, and the rows it needs looked up.
 
 The sum is over this rank's examples and is not normalised: the trainer divides by the sum of
-weights over all ranks, so that N ranks compute what one computes.
+weights over all ranks, so that N ranks compute what one computes. Each of several tasks has a sum
+and weights of its own, for a label may be known of some examples only.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from distrec.batch import Batch, ItemBatch
-from distrec.columns import FIRST_INDEX
+from distrec.columns import FIRST_INDEX, LABEL
 from distrec.config import LossConfig
 from distrec.dataset import TrainRows
 from distrec.errors import ConfigError, DataError
@@ -30,6 +31,7 @@ from distrec.model.losses import (
     sampled_softmax_loss,
     softmax_loss_sum,
     squared_loss,
+    task_loss_sums,
 )
 from distrec.model.ordinal import ordinal_loss
 from distrec.model.positions import at, window_targets
@@ -66,6 +68,9 @@ class Objective:
         similar: int64, (num_items, n): what may stand in for each item, where model.augment has
             substitute.
 
+    Attributes:
+        task_weights: Of the T tasks; one task of weight 1 without model.multi_task.
+
     Raises:
         ConfigError: The loss cannot be had with these settings.
         DataError: The catalogue is not whole, or train saw no item.
@@ -91,6 +96,11 @@ class Objective:
                 "model.pair_crosses is for losses of labels, binary and squared. Received: "
                 f"pair_crosses = {model.config.pair_crosses} with {self.kind}. Set it to 0."
             )
+        if model.tasks and self.kind != "binary":
+            raise ConfigError(
+                "model.multi_task is for the loss of labels, binary. Received: "
+                f'{model.config.multi_task} with {self.kind}. Set loss.kind = "binary".'
+            )
         if (self.kind == "ordinal") != (model.thresholds is not None):
             raise ConfigError(
                 'loss.kind = "ordinal" and model.rating_levels go together. Received: '
@@ -99,6 +109,7 @@ class Objective:
             )
         self.device = model.global_bias.device
         self.collectives = collectives or OneProcess(self.device)
+        self.task_weights = [config.task_weights.get(task, 1.0) for task in (LABEL, *model.tasks)]
         self._similar = None if similar is None else similar.to(self.device)
         # cold items have no positives: as negatives they would only learn to be bad
         last = model.spec.num_items if self.kind in LABELLED else model.spec.num_trained_items
@@ -140,40 +151,49 @@ class Objective:
     def loss_sum(
         self, batch: Batch, rows: Mapping[str, Tensor], global_step: int
     ) -> tuple[Tensor, dict[str, float]]:
-        """The weighted sum of the loss over this rank's examples.
+        """The weighted sum of the loss over this rank's examples, of each task.
 
         Args:
-            batch: B examples; zero are allowed, and give a zero with zero gradients everywhere.
+            batch: B examples; zero are allowed, and give zeros with zero gradients everywhere.
             rows: What the look-up gave for `requests(batch, global_step)`.
             global_step: The same on every rank.
 
         Returns:
-            The sum with all that is added to the loss, float32 scalar; and as numbers "loss", the
-            loss alone, and "l2".
+            Of each task the sum times its weight, float32, (T,), the first with all that is added
+            to the loss. And as numbers, without the tasks' weights, "l2", the first task's loss
+            alone as "loss", and those of others as "loss:<task>".
         """
         candidates = self._candidates(batch, global_step)
         inputs = self._inputs(batch)
         moves_rows = self.config.adversarial > 0
         with self._draws_again() if moves_rows else nullcontext():
-            loss = self._predict(inputs, candidates, rows)
+            losses = self._predict(inputs, candidates, rows)
         l2 = self.config.l2 * self._squared_norms(inputs, candidates, rows)
-        total = loss + l2
+        added = l2
         divergence = self.model.take_divergence() if self.model.training else None
         if divergence is not None:
             weight = self.model.config.autoencoder_kl
             weight *= min(1.0, (global_step + 1) / self.model.config.autoencoder_kl_steps)
-            total = total + weight * (inputs.targets.weights * divergence).sum()
+            added = added + weight * (inputs.targets.weights * divergence).sum()
+        total = losses
         if moves_rows:
             moved = perturbed_rows(
-                loss, inputs.batch, rows, self.model.history_row_names(), self.config.adversarial
+                losses[0],
+                inputs.batch,
+                rows,
+                self.model.history_row_names(),
+                self.config.adversarial,
             )
             total = total + self._predict(inputs, candidates, {**rows, **moved})
         if inputs.views is not None:
             temperature = self.config.contrastive_temperature
             mean = contrastive_loss(self.model, inputs.views, rows, temperature)
             # a mean of users counts as much as the examples that they stand for
-            total = total + self.config.contrastive * inputs.targets.weights.sum() * mean
-        return total, {"loss": float(loss.detach()), "l2": float(l2.detach())}
+            added = added + self.config.contrastive * inputs.targets.weights.sum() * mean
+        total = total * total.new_tensor(self.task_weights)
+        names = ("loss", *(f"loss:{task}" for task in self.model.tasks))
+        parts = dict(zip(names, losses.tolist(), strict=True))
+        return torch.cat([total[:1] + added, total[1:]]), {**parts, "l2": float(l2.detach())}
 
     def _draws_again(self) -> AbstractContextManager[None]:
         """What is drawn inside is drawn once more after it: another model would be attacked."""
@@ -182,10 +202,14 @@ class Objective:
     def _predict(
         self, inputs: Inputs, candidates: Candidates, rows: Mapping[str, Tensor]
     ) -> Tensor:
-        """The weighted sum of the loss."""
+        """The weighted sum of the loss of each task, (T,)."""
         users = self.model.encode_users(inputs.batch, rows, inputs.targets.positions)
         items = self.model.encode_items(candidates.items, rows)
-        return self._loss_sum(inputs.targets, candidates, users, items)
+        if self.model.tasks:
+            scores = self.model.task_scores(users, items[candidates.positives])
+            targets, smoothing = inputs.targets, self.config.label_smoothing
+            return task_loss_sums(scores, targets.labels, targets.weights, smoothing)
+        return self._loss_sum(inputs.targets, candidates, users, items).reshape(1)
 
     def _squared_norms(
         self, inputs: Inputs, candidates: Candidates, rows: Mapping[str, Tensor]
@@ -197,13 +221,16 @@ class Objective:
         return (targets.weights * (of_users + of_items[candidates.positives])).sum()
 
     def weight_sum(self, batch: Batch) -> Tensor:
-        """This rank's part of what the trainer divides by: float32 scalar."""
-        return self._inputs(batch).targets.weights.sum()
+        """This rank's part of what the trainer divides the sum of each task by: float32, (T,)."""
+        targets = self._inputs(batch).targets
+        weights = targets.weights.sum().reshape(1)
+        known = ~targets.labels[:, 1:].isnan()
+        return torch.cat([weights, (targets.weights.unsqueeze(1) * known).sum(dim=0)])
 
     def _loss_sum(
         self, targets: Targets, candidates: Candidates, users: Tensor, items: Tensor
     ) -> Tensor:
-        smoothing = self.config.label_smoothing
+        smoothing, labels = self.config.label_smoothing, targets.labels[:, 0]
         if self.kind == "softmax":
             return softmax_loss_sum(users, items, candidates.positives, targets.weights, smoothing)
         if self.kind in LABELLED:
@@ -211,11 +238,11 @@ class Objective:
             scale = self.model.spec.rating_scale
             if self.model.thresholds is not None and scale is not None:
                 thresholds = self.model.thresholds()
-                losses = ordinal_loss(scores, targets.labels, thresholds, scale)
+                losses = ordinal_loss(scores, labels, thresholds, scale)
                 return (targets.weights * losses).sum()
             if self.kind == "squared" and scale is not None:
-                return (targets.weights * squared_loss(scores, targets.labels, scale)).sum()
-            return (targets.weights * binary_loss(scores, targets.labels, smoothing)).sum()
+                return (targets.weights * squared_loss(scores, labels, scale)).sum()
+            return (targets.weights * binary_loss(scores, labels, smoothing)).sum()
         return sampled_loss_sum(
             self._sampled_loss(candidates), users, items, candidates.positives,
             candidates.negatives, targets.weights,
@@ -252,10 +279,10 @@ class Objective:
             positions, item_index = window_targets(batch)
         places = item_index - FIRST_INDEX
         counts = (places >= 0) & (places < self._num_candidates)
-        labels = at(positions, batch.labels[:, 0])
+        labels = at(positions, batch.labels[:, : len(self.task_weights)])
         places = torch.where(counts, places, 0)
         if self.kind not in LABELLED:
-            counts = counts & (labels > 0)
+            counts = counts & (labels[:, 0] > 0)
         return Targets(positions, places, labels, at(positions, batch.weights) * counts)
 
     def _candidates(self, batch: Batch, global_step: int) -> Candidates:

@@ -30,6 +30,8 @@ class ModelSpec(BaseModel):
     """Whether labels tell positives from negatives."""
     rating_scale: tuple[float, float] | None = None
     """The lowest and the highest rating, where labels are ratings."""
+    tasks: tuple[str, ...] = ()
+    """Further tasks that have labels, in the order of their columns in a batch."""
 
     @classmethod
     def from_manifest(cls, manifest: DatasetManifest) -> ModelSpec:
@@ -42,6 +44,7 @@ class ModelSpec(BaseModel):
             history_length=manifest.history_length,
             has_labels=manifest.has_labels,
             rating_scale=manifest.rating_scale,
+            tasks=manifest.tasks,
         )
 
     @property

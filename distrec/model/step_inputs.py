@@ -36,7 +36,7 @@ class Targets:
     Args:
         positions: Where in the histories they are predicted from; None: one an example, at its end.
         places: int64, (P,): of their items in the catalogue; 0 where the loss does not know it.
-        labels: float32, (P,).
+        labels: float32, (P, T): of the label and of further tasks that are trained.
         weights: float32, (P,): 0 where there is nothing to learn.
     """
 

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distrec.batch import Batch, ItemBatch
-from distrec.columns import FIRST_INDEX, ITEM_ID, USER_ID
+from distrec.columns import FIRST_INDEX, ITEM_ID, LABEL, USER_ID
 from distrec.config import ModelConfig
 from distrec.config.training import BIAS
+from distrec.errors import ConfigError
 from distrec.model.adapters import freeze
 from distrec.model.autoencoder import VariationalTower
 from distrec.model.features import has_features
 from distrec.model.layers import Gate, PairHead
+from distrec.model.multi_task import MultiTaskHead
 from distrec.model.ordinal import RatingThresholds, score_of_levels
 from distrec.model.positions import Positions, at
 from distrec.model.registry import TOWERS, tower_class
@@ -67,6 +69,7 @@ class UnifiedModel(nn.Module):
             much, and in the end the item's bias. Where scores are more than an order: all once.
         vector_width: T * D + 1. The last number is 1 for a user and the bias for an item. Where
             scores are more than an order, T * D + 2: then also the user's bias, and 1.
+        tasks: What is predicted of an example beside its label; none without model.multi_task.
 
     Source: a gate over towers as in Ma et al. 2018, "Modeling Task Relationships in Multi-task
     Learning with Multi-gate Mixture-of-Experts", on each side apart so that the score factorises.
@@ -97,6 +100,11 @@ class UnifiedModel(nn.Module):
             self.pair_head = PairHead(
                 self.vector_width, config.pair_crosses, config.deep_hidden, config.dropout
             )
+        self.tasks: tuple[str, ...] = ()
+        self.task_head = None
+        if config.multi_task != "none":
+            self.tasks = _several_tasks(spec, config)
+            self.task_head = MultiTaskHead(self.vector_width, (LABEL, *self.tasks), config)
 
     def given_weights(self) -> Tensor:
         """What model.tower_weights says of `tower_weights`."""
@@ -261,6 +269,26 @@ class UnifiedModel(nn.Module):
         pairs = zip(users.split(widths, dim=1), items.split(widths, dim=1), strict=True)
         return torch.stack([user @ item.T for user, item in pairs])
 
+    def task_scores(self, users: Tensor, items: Tensor) -> Tensor:
+        """Scores of B pairs for the label and for each of `tasks`: float32, (B, 1 + K).
+
+        The first is `example_scores` and what the head of several tasks adds; the others are log
+        odds of theirs.
+        """
+        scores = self.example_scores(users, items)
+        if self.task_head is None:
+            return scores.unsqueeze(1)
+        outputs: Tensor = self.task_head(users, items, scores)
+        return outputs
+
+    @property
+    def num_pair_activations(self) -> int:
+        """Numbers that `task_scores` takes for a pair, about."""
+        layers = [] if self.task_head is None else self.task_head.modules()
+        return 3 * self.vector_width + sum(
+            layer.out_features for layer in layers if isinstance(layer, nn.Linear)
+        )
+
     def tower_scores(self, users: Tensor, items: Tensor) -> Tensor:
         """Each tower's share of the scores, for explanations.
 
@@ -337,6 +365,15 @@ class UnifiedModel(nn.Module):
         return torch.cat(
             [torch.stack([log_count, flag], dim=1), has_features(items.ids, items.dense)], dim=1
         )
+
+
+def _several_tasks(spec: ModelSpec, config: ModelConfig) -> tuple[str, ...]:
+    if not spec.tasks or not spec.has_labels:
+        raise ConfigError(
+            "model.multi_task needs a dataset with labels of several tasks. Received: "
+            f"{config.multi_task!r} with {list(spec.tasks)}. Prepare it with prepare.events.tasks."
+        )
+    return spec.tasks
 
 
 def _squared_norms(rows: Mapping[str, Tensor], prefix: str, index: Tensor) -> Tensor:

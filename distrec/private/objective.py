@@ -89,8 +89,8 @@ class PrivateObjective(Objective):
         return {**of_users, **self.model.item_requests(self._items)}
 
     def weight_sum(self, batch: Batch) -> Tensor:
-        """This rank's part of the expected number of users, by which the trainer divides."""
-        return torch.tensor(self._expected_users if self._is_first else 0.0, device=self.device)
+        """This rank's part of the expected number of users, by which the trainer divides: (1,)."""
+        return torch.tensor([self._expected_users if self._is_first else 0.0], device=self.device)
 
     def loss_sum(
         self, batch: Batch, rows: Mapping[str, Tensor], global_step: int
@@ -115,7 +115,7 @@ class PrivateObjective(Objective):
             every = self.model.item_squared_norms(self._items, rows)
             l2 = l2 + self._expected_users * every.mean()
         l2 = self.config.l2 * l2
-        return loss + l2, {"loss": float(loss.detach()), "l2": float(l2.detach())}
+        return (loss + l2).reshape(1), {"loss": float(loss.detach()), "l2": float(l2.detach())}
 
 
 def _refusal(received: str) -> str:

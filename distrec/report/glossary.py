@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -124,8 +124,14 @@ def split_name(name: str) -> tuple[str, int | None]:
 
 
 def describe(base: str) -> Metric:
-    """The entry of a metric; one that is not in the list is shown under its own name."""
-    known = METRICS.get(base)
+    """The entry of a metric; one that is not in the list is shown under its own name.
+
+    That of a further task, such as auc:purchased, has the task in its label.
+    """
+    name, _, task = base.partition(":")
+    known = METRICS.get(name)
+    if known and task:
+        return replace(known, label=f"{known.label} of {task}")
     return known or Metric(base.replace("_", " "), "Not described here.", "depends")
 
 

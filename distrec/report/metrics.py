@@ -101,9 +101,7 @@ def metrics_section(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
             [glossary.model_label(model) for model in _models(splits[names[0]]["models"])]
         ),
         "classification": [
-            table
-            for name in splits
-            if (table := _classification(name, splits[name]["models"])) is not None
+            table for name in splits for table in _classification(name, splits[name]["models"])
         ],
         "glossary": _glossary(splits.values()),
     }
@@ -270,19 +268,25 @@ def _slice_chart(
     )
 
 
-def _classification(split: str, models: Any) -> dict[str, Any] | None:
+def _classification(split: str, models: Any) -> list[dict[str, Any]]:
+    """A table of the label, and one of each further task."""
     order = _models(models)
     parts = {model: mapping(mapping(models[model]).get("classification")) for model in order}
-    bases = [
-        name
-        for name in dict.fromkeys(key for part in parts.values() for key in part)
-        if any(finite(part.get(name)) is not None for part in parts.values())
-    ]
-    if not bases:
-        return None
-    return {"split": split} | _table(
-        {model: {"metrics": part} for model, part in parts.items()}, bases, None
-    )
+    by_task: dict[str, dict[str, None]] = {}
+    for part in parts.values():
+        for name in part:
+            if finite(part.get(name)) is not None:
+                base, _, task = name.partition(":")
+                by_task.setdefault(task, {})[base] = None
+    tables = []
+    for task, bases in by_task.items():
+        names = {base: f"{base}:{task}" if task else base for base in bases}
+        of_task = {
+            model: {"metrics": {base: part.get(name) for base, name in names.items()}}
+            for model, part in parts.items()
+        }
+        tables.append({"split": split, "task": task} | _table(of_task, list(bases), None))
+    return tables
 
 
 def _glossary(splits: Iterable[Any]) -> list[dict[str, str]]:
@@ -290,7 +294,7 @@ def _glossary(splits: Iterable[Any]) -> list[dict[str, str]]:
     for split in splits:
         for model in mapping(split.get("models")).values():
             for name in [*mapping(model.get("metrics")), *mapping(model.get("classification"))]:
-                found[glossary.split_name(name)[0]] = None
+                found[glossary.split_name(name)[0].partition(":")[0]] = None
     order = list(glossary.METRICS)
     return [
         {"label": glossary.describe(base).label, "meaning": glossary.describe(base).meaning}

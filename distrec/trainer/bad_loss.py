@@ -81,7 +81,7 @@ def set_aside(batch: Batch, keeps: bool, global_step: int, run: Run) -> str:
         name = f"step-{global_step:08d}-rank-{run.collectives.world.rank}.parquet"
         path = run.config.bad_batches_directory / name
         try:
-            write_batch(batch, path)
+            write_batch(batch, path, run.inputs.manifest.tasks)
             answer = str(path)
         except OSError as error:
             # the loss itself matters more than the batch
@@ -90,13 +90,20 @@ def set_aside(batch: Batch, keeps: bool, global_step: int, run: Run) -> str:
     return f"The batch is in {', '.join(one for one in answers if one)}"
 
 
-def write_batch(batch: Batch, path: Path) -> None:
-    """One row an example, with the columns of train; `path` appears whole or not at all."""
+def write_batch(batch: Batch, path: Path, tasks: Sequence[str] = ()) -> None:
+    """One row an example, with the columns of train; `path` appears whole or not at all.
+
+    Args:
+        batch: With the labels of the further tasks of its dataset.
+        path: Of the Parquet file.
+        tasks: Their names.
+    """
     arrays: dict[str, pa.Array] = {
         c.USER_INDEX: _array(batch.user_index),
         c.ITEM_INDEX: _array(batch.item_index),
         c.TIME: _array(batch.time),
         c.LABEL: _array(batch.labels[:, 0]),
+        **dict(zip(map(c.task_column, tasks), map(_array, batch.labels.T[1:]), strict=True)),
         c.WEIGHT: _array(batch.weights),
         c.NUM_EVENTS: _array(batch.num_events),
     }

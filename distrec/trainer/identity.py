@@ -21,6 +21,7 @@ FREE_KEYS: dict[str, tuple[str, ...]] = {
         "placement", "replicate_below_mib", "tables", "hot_rows", "prefetch_ids", "cpu_offload",
     ),
 }  # fmt: skip
+TASK_KEYS = ("multi_task", "experts", "expert_hidden", "expert_layers")
 # where the run ends: part of the learning rate's decay, if there is one
 END_KEYS = ("max_epochs", "max_steps")
 
@@ -38,6 +39,8 @@ def resume_hash(config: Config) -> str:
             free += ("predict_new_rows",)
         if name == "model" and not config.model.frozen:
             free += ("frozen", "adapter_rank")
+        if config.model.multi_task == "none":
+            free += {"model": TASK_KEYS, "loss": ("task_weights",)}.get(name, ())
         if name == "train" and config.train.average_decay == 0:
             free += ("average_decay",)
         # noise is found for a number of steps

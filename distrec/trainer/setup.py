@@ -126,7 +126,7 @@ def read_inputs(config: Config, world_size: int) -> Inputs:
             f"training needs rows in train. Received: none ({config.dataset_directory}). Loosen "
             "the filters of [prepare]."
         )
-    check_metric(config.train.metric, manifest)
+    check_metric(config, manifest)
     check_labels(config, manifest)
     spec = ModelSpec.from_manifest(manifest)
     resolve_loss_kind(spec, config.loss)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,7 +29,8 @@ class StepResult:
     """What a step did, summed over all ranks.
 
     Args:
-        loss: Sum of the weighted losses, without L2.
+        loss: Sum of the weighted losses, without L2. With several tasks their weighted means count,
+            times `weight`.
         l2: Sum of the L2 term.
         weight: Sum of the weights.
         num_rows: Examples.
@@ -113,8 +114,8 @@ def train_step(
 ) -> StepResult:
     """Do one optimizer update. Collective.
 
-    The loss is divided by the sum of weights over all ranks, and gradients are summed: N ranks
-    compute what one computes.
+    The loss of each task is divided by the sum of its weights over all ranks, and gradients are
+    summed: N ranks compute what one computes.
 
     Args:
         run: What trains.
@@ -144,12 +145,21 @@ def train_step(
         tables = {name: request.table for name, request in prepared.requests.items()}
         # their gradients are zeros, by which no optimizer of rows moves
         rows = {name: row.detach() if tables[name] in frozen else row for name, row in rows.items()}
-    loss_sum, parts = run.objective.loss_sum(batch, rows, global_step)
-    own = torch.stack([loss_sum.detach().double(), run.objective.weight_sum(batch).double()])
+    loss_sums, parts = run.objective.loss_sum(batch, rows, global_step)
+    weight_sums = run.objective.weight_sum(batch).double()
     strangers = _num_strangers(batch, run.inputs.spec.num_items)
     further = [parts["loss"], parts["l2"], float(batch.batch_size), float(stop), float(strangers)]
-    own = torch.cat([own, own.new_tensor(further)])
+    further += [parts[f"loss:{task}"] for task in run.model.tasks]
+    own = torch.cat(
+        [
+            loss_sums.detach().double().sum().reshape(1),
+            weight_sums[:1],
+            weight_sums.new_tensor(further),
+            weight_sums[1:],
+        ]
+    )
     totals = collectives.allreduce(own, "train.totals").tolist()
+    task_losses, task_weights = _by_task(totals, len(run.model.tasks))
     if totals[6]:
         raise DataError(
             f"items of examples lie in [0, {run.inputs.spec.num_items}). Received: {totals[6]:.0f} "
@@ -157,7 +167,12 @@ def train_step(
             "Run prepare again."
         )
     result = StepResult(
-        loss=totals[2],
+        loss=sum(
+            factor * loss * (totals[1] / weight)
+            for factor, loss, weight in zip(
+                run.objective.task_weights, task_losses, task_weights, strict=True
+            )
+        ),
         l2=totals[3],
         weight=totals[1],
         num_rows=round(totals[4]),
@@ -176,8 +191,7 @@ def train_step(
             "sharding.learning_rate, or leave some such steps out: train.on_bad_loss."
         )
     before_backward()
-    # a batch without positives has a loss of zero
-    (loss_sum / (totals[1] if totals[1] > 0 else 1.0)).backward()
+    (loss_sums / loss_sums.new_tensor(task_weights)).sum().backward()
     norm = dense.step(run.optimizer, config.train.gradient_clip)
     if not math.isfinite(norm):
         # rows were updated in the backward pass, so this step cannot be left out
@@ -189,6 +203,17 @@ def train_step(
     if run.average is not None:
         run.average.update(global_step + 1)
     return replace(result, gradient_norm=norm)
+
+
+def _by_task(totals: Sequence[float], num_further: int) -> tuple[list[float], list[float]]:
+    """Loss and weight of each task, out of what ranks have summed.
+
+    Where nothing of a task counts, as in a batch without positives, its loss is zero and its weight
+    is 1, by which it can be divided.
+    """
+    losses = [totals[2], *totals[7 : 7 + num_further]]
+    weights = [totals[1], *totals[7 + num_further :]]
+    return losses, [weight if weight > 0 else 1.0 for weight in weights]
 
 
 def _num_strangers(batch: Batch, num_items: int) -> int:

@@ -18,9 +18,9 @@ from distrec.metrics.evaluation import (
     encode_catalogue,
     evaluate_examples,
     evaluate_queries,
-    example_metrics,
     inference,
 )
+from distrec.metrics.examples import example_metrics
 from distrec.metrics.names import RATING, MetricName, parse_metric_name
 from distrec.metrics.ranking import RankingMetrics
 from distrec.model import UnifiedModel
@@ -32,13 +32,26 @@ if TYPE_CHECKING:
     from distrec.sharding.tables import EmbeddingTables
 
 
-def check_metric(name: str, manifest: DatasetManifest) -> MetricName:
+def predicted_tasks(config: Config, manifest: DatasetManifest) -> tuple[str, ...]:
+    """What the model of a run predicts beside the label."""
+    return manifest.tasks if config.model.multi_task != "none" else ()
+
+
+def check_metric(config: Config, manifest: DatasetManifest) -> MetricName:
     """The metric of train.metric.
 
     Raises:
-        ConfigError: There is no such metric, or it needs labels that the data does not have.
+        ConfigError: There is no such metric, or it needs labels that the data does not have, or a
+            task that is not predicted.
     """
+    name = config.train.metric
     metric = parse_metric_name(name)
+    tasks = predicted_tasks(config, manifest)
+    if metric.task and metric.task not in tasks:
+        raise ConfigError(
+            f"a metric is of a task that is predicted: {list(tasks)}. Received: train.metric = "
+            f"{name!r}. Name one of them, or set model.multi_task."
+        )
     if metric.name in RATING:
         if manifest.rating_scale is None:
             raise ConfigError(
@@ -60,10 +73,12 @@ def check_labels(config: Config, manifest: DatasetManifest) -> None:
         DataError: AUC is to be measured on a valid split with one label only, or a damaged one.
     """
     split = manifest.splits.get(columns.VALID)
-    if parse_metric_name(config.train.metric).name != "auc" or not split or not split.num_rows:
+    metric = parse_metric_name(config.train.metric)
+    if metric.name != "auc" or not split or not split.num_rows:
         return
     directory = config.dataset_directory
-    if not has_both_labels(directory, manifest, columns.VALID):
+    column = columns.task_column(metric.task) if metric.task else columns.LABEL
+    if not has_both_labels(directory, manifest, columns.VALID, column):
         raise DataError(
             "auc is measured on positives and negatives. Received: train.metric = "
             f"{config.train.metric!r} and a valid split with one label only ({directory}). Use "
@@ -117,7 +132,7 @@ class Validator:
         self.manifest = manifest
         self.items = items
         self.collectives = collectives
-        self.metric = check_metric(config.train.metric, manifest)
+        self.metric = check_metric(config, manifest)
         self._num_queries = self._rows(columns.VALID_QUERIES)
         has_metrics = example_metrics(manifest) is not None
         self._num_examples = self._rows(columns.VALID) if has_metrics else 0
@@ -138,7 +153,8 @@ class Validator:
 
         Returns:
             Ranking metrics at the cut-offs of evaluate.ks and train.metric; auc, log_loss and
-            calibration where there are labels; rmse and mae of ratings. What is not defined is left
+            calibration where there are labels, and as auc:<task> of further tasks that are
+            predicted; rmse and mae of ratings. What is not defined is left
             out.
         """
         with inference(model):
@@ -235,7 +251,7 @@ class Validator:
             self.config.evaluate.batch_size * self.collectives.world.world_size,
             self.config.seed,
         )
-        metrics = example_metrics(self.manifest)
+        metrics = example_metrics(self.manifest, predicted_tasks(self.config, self.manifest))
         assert metrics is not None
         evaluate_examples(scorer, _beating(reader.batches(epoch=0), beat), metrics)
         metrics.load_state_vector(

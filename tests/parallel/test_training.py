@@ -33,6 +33,9 @@ KINDS = ("softmax", "sampled_softmax", "stale")
 MIXED = "mixed"
 # every tower on rows that are windows, users with the mean of what they had, rows that are moved
 WINDOWS = "windows"
+# labels of another task, known to the ranks of unequally many rows
+TASKS = "tasks"
+ALL = (*KINDS, MIXED, WINDOWS, TASKS)
 
 
 def curve_config(directory: Path, kind: str) -> Config:
@@ -55,6 +58,12 @@ def curve_config(directory: Path, kind: str) -> Config:
         # five steps an epoch
         keys["train"] |= {"global_batch_size": 24, "max_epochs": 10}
         return make_config(directory / kind, keys, train_rows="windows")
+    if kind == TASKS:
+        keys["loss"] = {"kind": "binary", "task_weights": {"like": 2.0}}
+        keys["model"] = {"multi_task": "ple", "experts": 2, "expert_hidden": [8]}
+        keys["train"] |= {"optimizer": "sgd", "learning_rate": 0.5}
+        keys["sharding"] = {"optimizer": "sgd", "learning_rate": 10.0}
+        return make_config(directory / kind, keys, labels=True, tasks=True)
     if kind == "stale":
         keys["sharding"] = {"prefetch_rows": True}
     return make_config(directory / kind, keys)
@@ -87,7 +96,7 @@ def fitted_weights(run: Run, collectives: Collectives) -> dict[str, float]:
 def body(collectives: Collectives, directory: str, two_ranks: str) -> dict[str, Any]:
     """Train all kinds from one dataset; then measure what two ranks have saved."""
     answers: dict[str, Any] = {}
-    for kind in (*KINDS, MIXED, WINDOWS):
+    for kind in ALL:
         config = curve_config(Path(directory), kind)
         result = train(config, collectives)
         answers[kind] = {"losses": losses(config), **result.summary()}
@@ -219,7 +228,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str
     for num_ranks in (2, 1, 3):
         directory = folder / f"ranks{num_ranks}"
         directory.mkdir()
-        for kind in (*KINDS, MIXED, WINDOWS):
+        for kind in ALL:
             # once and before the ranks, which would write it at the same time
             curve_config(directory, kind)
         for name in ("resume", "resume_stale", "ahead", "hot", "chosen", "still"):
@@ -234,7 +243,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str
     return found
 
 
-@pytest.mark.parametrize("kind", [*KINDS, MIXED, WINDOWS])
+@pytest.mark.parametrize("kind", ALL)
 def test_loss_curves_agree(answers: dict[int, list[dict[str, Any]]], kind: str) -> None:
     one = torch.tensor(answers[1][0][kind]["losses"])
     assert len(one) == NUM_STEPS

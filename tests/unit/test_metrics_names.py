@@ -17,6 +17,8 @@ from distrec.metrics.names import metric_names, parse_metric_name
         ("log_loss", "log_loss", None, False, True),
         ("rmse", "rmse", None, False, True),
         ("mae", "mae", None, False, True),
+        ("auc:bought", "auc", None, True, True),
+        ("log_loss:a-b", "log_loss", None, False, True),
     ],
 )
 def test_names_are_taken_apart(
@@ -39,6 +41,8 @@ def test_names_are_taken_apart(
         ("hr@x", "'hr@10'"),
         ("logloss", "'log_loss'"),
         ("auc@10", "'auc'"),
+        ("auc:", "'auc'"),
+        ("rmse:bought", "'ndcg@10'"),
         ("", "'ndcg@10'"),
     ],
 )

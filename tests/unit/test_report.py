@@ -121,6 +121,7 @@ def _model(scale: float) -> dict[str, Any]:
 def metrics_document() -> dict[str, Any]:
     """A metrics.json in which distrec's NDCG@10 on test is 0.22, item kNN's 0.165."""
     models = {"popularity": _model(1.0), "item_knn": _model(1.5), "distrec": _model(2.0)}
+    models["distrec"]["classification"] |= {"auc:bought": 0.777, "log_loss:bought": 0.333}
     return {
         "created_at": "2026-03-01T10:00:00+00:00",
         "checkpoint": "step-00000040",
@@ -228,6 +229,10 @@ def test_numbers_stand_in_their_rows(complete: tuple[Config, str, Page]) -> None
     place = page.rows[beyond][0].index("Popularity@10")
     # neither much nor little popularity is best
     assert page.row(beyond, "distrec")[place] == "15.0"
+    of_task = "Metrics of examples on test, bought"
+    assert page.rows[of_task][0] == ["Model", "AUC", "Log losslower is better"]
+    assert page.row(of_task, "distrec")[1:3] == ["0.7770", "0.3330"]
+    assert page.row("Metrics of examples on test", "distrec")[1] == "0.8000(best)"
     slices = [
         row for row in page.rows["Metrics by slice on test at K = 10"] if "0.3000(best)" in row
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from distrec.batch import Batch, ItemBatch
@@ -51,6 +52,11 @@ class ScoringModel:
         with inference(self.model):
             return self.model.encode_items(items, self.tables(self.model.item_requests(items)))
 
+    def probabilities(self, users: Tensor, items: Tensor) -> Tensor:
+        """Of the label and of each further task, for B pairs of vectors: float32, (B, T)."""
+        with inference(self.model):
+            return torch.sigmoid(self.model.task_scores(users, items))
+
 
 def open_model(path: Path) -> ScoringModel:
     """Build the model that a checkpoint stores, whatever the configuration says today.
@@ -80,7 +86,7 @@ def check_same_data(model: ScoringModel, dataset: DatasetManifest, directory: Pa
     wanted, found = ModelSpec.from_manifest(dataset), model.manifest.model_spec
     differing += [
         name
-        for name in ("features", "num_users", "num_trained_items")
+        for name in ("features", "num_users", "num_trained_items", "tasks")
         if getattr(wanted, name) != getattr(found, name)
     ]
     if differing:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +43,7 @@ SCHEMA = pa.schema(
         (c.MODEL_VERSION, pa.string()),
     ]
 )
+_PROBABILITIES = pa.field(c.PROBABILITIES, pa.map_(pa.string(), pa.float32()))
 # numbers held at once while scores are explained: 16 MiB
 _NUMBERS_PER_CHUNK = 1 << 22
 
@@ -61,6 +62,7 @@ class ScoreTask:
         exclude_seen: Leave out what the user has already had.
         user_block: Users in one matrix product.
         item_block: Items in one matrix product.
+        has_probabilities: Whether the model is of several tasks, and each task's is written.
     """
 
     checkpoint: str
@@ -72,6 +74,7 @@ class ScoreTask:
     exclude_seen: bool
     user_block: int
     item_block: int
+    has_probabilities: bool
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ def score_batches(task: ScoreTask, batches: Iterable[pa.RecordBatch]) -> Iterato
         batches: user_id, and the columns of users/ as `reader.decode_queries` reads them.
 
     Returns:
-        Batches of SCHEMA: rows of one user stand together, by ascending rank.
+        Batches of SCHEMA, with the column of probabilities if there is one: rows of one user stand
+        together, by ascending rank.
 
     Raises:
         DataError: This host does not see the files, or a score is NaN.
@@ -149,28 +153,60 @@ def _score(task: ScoreTask, opened: _Opened, batch: pa.RecordBatch) -> pa.Record
     columns = best.columns[rows, places]
     count = len(rows)
     version = pa.repeat(pa.scalar(task.model_version, pa.string()), count)
-    return pa.RecordBatch.from_arrays(
-        [
-            batch.column(c.USER_ID).take(pa.array(rows.numpy())),
-            pa.array((places + 1).numpy().astype(np.int32)),
-            opened.item_ids.take(pa.array(columns.numpy())).cast(pa.string()),
-            pa.array(best.scores[rows, places].numpy()),
-            _reasons(opened, users, rows, columns),
-            version,
-        ],
-        schema=SCHEMA,
-    )
+    arrays = [
+        batch.column(c.USER_ID).take(pa.array(rows.numpy())),
+        pa.array((places + 1).numpy().astype(np.int32)),
+        opened.item_ids.take(pa.array(columns.numpy())).cast(pa.string()),
+        pa.array(best.scores[rows, places].numpy()),
+        _reasons(opened, users, rows, columns),
+        version,
+    ]
+    if not task.has_probabilities:
+        return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+    arrays.append(_probabilities(opened, users, rows, columns))
+    return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA.append(_PROBABILITIES))
 
 
 def _reasons(opened: _Opened, users: Tensor, rows: Tensor, columns: Tensor) -> pa.MapArray:
     """Each tower's share of the score and the item's bias, by name: they add up to the score."""
     model = opened.model.model
-    names = pa.array([*model.tower_names, BIAS])
-    chunk = max(1, _NUMBERS_PER_CHUNK // model.vector_width)
-    shares = torch.empty(len(rows), len(names))
+    names = (*model.tower_names, BIAS)
+    width = model.vector_width
+    return _by_name(names, width, model.tower_scores, opened, users, rows, columns)
+
+
+def _probabilities(opened: _Opened, users: Tensor, rows: Tensor, columns: Tensor) -> pa.MapArray:
+    """What the head of several tasks says of each listed item, by task."""
+    model = opened.model
+    names, width = (c.LABEL, *model.model.tasks), model.model.num_pair_activations
+    return _by_name(names, width, model.probabilities, opened, users, rows, columns)
+
+
+def _by_name(
+    names: Sequence[str],
+    width: int,
+    compute: Callable[[Tensor, Tensor], Tensor],
+    opened: _Opened,
+    users: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+) -> pa.MapArray:
+    """A map of numbers for each listed item.
+
+    Args:
+        names: Of the N numbers.
+        width: Numbers that a pair takes while they are computed.
+        compute: Of vectors of n users and n items, (n, N).
+        opened: With the items.
+        users: float32, (B, W).
+        rows: Of the users, int64, (n,).
+        columns: Of the items, int64, (n,).
+    """
+    chunk = max(1, _NUMBERS_PER_CHUNK // width)
+    numbers = torch.empty(len(rows), len(names))
     for start in range(0, len(rows), chunk):
         part = slice(start, start + chunk)
-        shares[part] = model.tower_scores(users[rows[part]], opened.items[columns[part]])
+        numbers[part] = compute(users[rows[part]], opened.items[columns[part]])
     offsets = np.arange(len(rows) + 1, dtype=np.int32) * len(names)
-    keys = names.take(pa.array(np.tile(np.arange(len(names)), len(rows))))
-    return pa.MapArray.from_arrays(pa.array(offsets), keys, pa.array(shares.flatten().numpy()))
+    keys = pa.array(names).take(pa.array(np.tile(np.arange(len(names)), len(rows))))
+    return pa.MapArray.from_arrays(pa.array(offsets), keys, pa.array(numbers.flatten().numpy()))

@@ -144,6 +144,7 @@ class _Scoring:
             exclude_seen=self.score.exclude_seen,
             user_block=self.score.user_block,
             item_block=self.score.item_block,
+            has_probabilities=bool(self.model.model.tasks),
         )
 
     def _log_start(self, users: Users) -> None:

@@ -75,7 +75,10 @@ def write_scores(
     """
     partitions = num_partitions(spark, users.num_users, task.user_block, num_files)
     placed = users.frame.repartition(partitions, c.USER_ID).sortWithinPartitions(c.USER_ID)
-    scored = placed.mapInArrow(partial(score_batches, task), _SPARK_SCHEMA)
+    schema = _SPARK_SCHEMA
+    if task.has_probabilities:
+        schema += f", {c.PROBABILITIES} map<string, float>"
+    scored = placed.mapInArrow(partial(score_batches, task), schema)
     if 0 < num_files < partitions:
         scored = scored.repartition(num_files, c.USER_ID).sortWithinPartitions(c.USER_ID, c.RANK)
     directory = root / PARQUET_DIRECTORY

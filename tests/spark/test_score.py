@@ -46,13 +46,13 @@ CPU = torch.device("cpu")
 class Run:
     """A run's directory with a dataset and a checkpoint, and the live model beside it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, model: ModelConfig = MODEL, **dataset: bool) -> None:
         self.directory = directory
         self.dataset = directory / "dataset"
-        write_dataset(self.dataset, num_users=NUM_USERS)
+        write_dataset(self.dataset, num_users=NUM_USERS, **dataset)
         self.manifest = read_manifest(self.dataset)
         torch.manual_seed(3)
-        self.model = UnifiedModel(ModelSpec.from_manifest(self.manifest), MODEL)
+        self.model = UnifiedModel(ModelSpec.from_manifest(self.manifest), model)
         with torch.no_grad():
             # off their neutral starts, so that every part shows in the scores
             for gate in (self.model.user_gate, self.model.item_gate):
@@ -66,7 +66,7 @@ class Run:
         self.tables = EmbeddingTables(plans, collectives, SHARDING, 5, CPU)
         identity = Identity(
             seed=1,
-            config={"model": MODEL.model_dump(mode="json")},
+            config={"model": model.model_dump(mode="json")},
             config_hash="test",
             dataset_hash=self.manifest.content_hash,
             vocabularies={name: v.sha256 for name, v in self.manifest.vocabularies.items()},
@@ -104,6 +104,32 @@ class Run:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(tmp_path_factory.mktemp("scored für alle"))
+
+
+def test_a_model_of_several_tasks_gives_each_items_probabilities(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    several = MODEL.model_copy(update={"multi_task": "mmoe", "expert_hidden": (8,)})
+    run = Run(tmp_path, several, labels=True, tasks=True)
+    config = run.config()
+    scoring.run(spark, config)
+    found = read_scores(config)
+    users = next(read_queries(run.dataset, run.manifest, c.USERS, World(), NUM_USERS)).batch
+    items = read_items(run.dataset, run.manifest)
+    run.model.eval()
+    with torch.no_grad():
+        vectors = run.model.encode_users(users, run.tables(run.model.user_requests(users)))
+        of_items = run.model.encode_items(items, run.tables(run.model.item_requests(items)))
+        for index, vector in zip(users.user_index.tolist(), vectors, strict=True):
+            rows = found[f"u{index - c.FIRST_INDEX}"]
+            assert len(rows) == K
+            places = [int(row[c.ITEM_ID].removeprefix("i")) - c.FIRST_INDEX for row in rows]
+            pairs = vector.expand(K, -1), of_items[places]
+            expected = torch.sigmoid(run.model.task_scores(*pairs)).numpy()
+            told = [dict(row[c.PROBABILITIES]) for row in rows]
+            assert [list(one) for one in told] == [["label", "like"]] * K
+            values = [list(one.values()) for one in told]
+            np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5)
 
 
 def read_scores(config: Config) -> dict[str, list[dict]]:

@@ -54,7 +54,7 @@ def make_task(directory: Path, identity: str) -> ScoreTask:
     return ScoreTask(
         checkpoint=str(directory / "step-00000001"), export=str(directory / "export"),
         export_identity=identity, blocked="", model_version="v", k=1, exclude_seen=True,
-        user_block=1, item_block=1,
+        user_block=1, item_block=1, has_probabilities=False,
     )  # fmt: skip
 
 

@@ -21,12 +21,15 @@ RATINGS = tuple(f"ml-1m-ratings-{fold}" for fold in range(NUM_FOLDS))
 """Ratings of MovieLens-1M; a fifth of them, drawn by lot, is test."""
 CLICKS = "ml-1m-clicks"
 """Label 1 for ratings above 3, 0 for those below; a tenth is valid, a tenth test."""
+FIVE_STARS = "five_stars"
+TASKS = "ml-1m-tasks"
+"""The same with a further task, FIVE_STARS: 1 for ratings of 5."""
 LABELLED = tuple(f"{CLICKS}-{percent}" for percent in (1, 10, 100))
 """The same, but of train only so many per cent have a label; all others, ratings of 3 among them,
 are there for the histories, with a weight of 0."""
 WATCHED = "ml-1m-watched"
 """The ratings of MovieLens-1M as events without labels, divided as CLICKS are."""
-_GIVEN = ("ml-1m-ncf", "amazon-book", *RATINGS, CLICKS, *LABELLED, WATCHED)
+_GIVEN = ("ml-1m-ncf", "amazon-book", *RATINGS, CLICKS, TASKS, *LABELLED, WATCHED)
 NAMES = (*SEQUENCES, "ml-1m", *_GIVEN, *(f"{name}{FINAL}" for name in _GIVEN))
 # of the train events of a given split without valid, one in so many is valid
 _VALID_ONE_IN = 10
@@ -52,6 +55,8 @@ def write_events(name: str, data: Path, directory: Path) -> dict[str, Any]:
         header += ["label", "weight"]
     elif name == CLICKS:
         header += ["label"]
+    elif name == TASKS:
+        header += ["label", FIVE_STARS]
     elif not name.startswith(("amazon-book", WATCHED)):
         header += ["time"]
     if name.startswith(_GIVEN):
@@ -61,7 +66,10 @@ def write_events(name: str, data: Path, directory: Path) -> dict[str, Any]:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, "\n".join(lines) + "\n")
     section: dict[str, Any] = {"paths": [str(path)], "separator": "\t"}
-    return section | {key: key for key in header[2:]}
+    section |= {key: key for key in header[2:]}
+    if name == TASKS:
+        section["tasks"] = [section.pop(FIVE_STARS)]
+    return section
 
 
 def catalogue(data: Path) -> tuple[str, str]:
@@ -123,8 +131,8 @@ def _rows(name: str, data: Path) -> Iterator[str]:
         fold = int(name.removesuffix(FINAL).rpartition("-")[2])
         yield from _rated(ratings, fold, name.endswith(FINAL))
         return
-    if name == CLICKS:
-        yield from _clicks(ratings)
+    if name in (CLICKS, TASKS):
+        yield from _clicks(ratings, name == TASKS)
         return
     if name in LABELLED:
         yield from _labelled(ratings, int(name.rpartition("-")[2]) / 100)
@@ -178,10 +186,11 @@ def _divided(path: Path) -> Iterator[tuple[str, str, int, str]]:
         yield user, item, rating, random.choice(splits)
 
 
-def _clicks(path: Path) -> Iterator[str]:
+def _clicks(path: Path, with_task: bool) -> Iterator[str]:
     for user, item, rating, split in _divided(path):
         if rating != 3:
-            yield f"{user}\t{item}\t{int(rating > 3)}\t{split}"
+            task = f"{int(rating == 5)}\t" if with_task else ""
+            yield f"{user}\t{item}\t{int(rating > 3)}\t{task}{split}"
 
 
 def _labelled(path: Path, share: float) -> Iterator[str]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from distrec import pulse
 from distrec.batch import Jagged, QueryBatch
 from distrec.metrics.evaluation import ModelScorer, rows_per_block
 from distrec.metrics.ranking import catalogue_positions, slice_bags, without_seen
@@ -21,7 +22,7 @@ from distrec.model import UnifiedModel
 from distrec.sharding.collectives import Collectives
 
 # scores of all chosen queries; but so many queries in any case, enough for a handful of numbers
-_MOST_SCORES = 1 << 27
+_MOST_SCORES = 1 << 25
 _LEAST_QUERIES = 512
 _MOST_STEPS = 30
 _TOLERANCE = 1e-3
@@ -116,6 +117,7 @@ def _sums(
     width, rows = len(weights), rows_per_block(len(items) * len(weights))
     total = _Sums.of_nothing(width)
     for start in range(0, len(part.users), rows):
+        pulse.beat()
         stop = min(start + rows, len(part.users))
         parts = model.part_scores(part.users[start:stop], items)  # (P, B, M)
         targets = slice_bags(part.targets, start, stop)

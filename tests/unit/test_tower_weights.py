@@ -72,12 +72,16 @@ def plain(weights: Tensor, model: UnifiedModel, held_out: HeldOut, items: Tensor
 def test_no_other_weights_make_the_targets_likelier(
     monkeypatch: pytest.MonkeyPatch, masks: bool
 ) -> None:
+    beats = []
+    monkeypatch.setattr(tower_weights.pulse, "beat", lambda: beats.append(1))
     # a block of 5 users
     monkeypatch.setattr(tower_weights, "rows_per_block", lambda columns: 5)
     model, held_out, items = draw(num_users=203, seed=1)
     if not masks:
         held_out = dataclasses.replace(held_out, seen=None)
     fitted = fit_tower_weights(model, [held_out], items, NOBODY, ONE)
+    # a watchdog hears of each block
+    assert len(beats) >= 2 * 41
     weights = fitted.double().requires_grad_()
     plain(weights, model, held_out, items).backward()
     assert weights.grad is not None

@@ -23,6 +23,7 @@ from distrec.world import World
 from tests.training import make_config
 
 KEY = bytes(range(32))
+WORLD = World()
 EVERYBODY = PrivacyConfig(target_epsilon=1.0, sample_rate=1.0)
 
 
@@ -37,13 +38,20 @@ class Setting:
         self.model.global_bias.requires_grad_(False)
 
     def objective(
-        self, clip_norm: float, noise_multiplier: float, smoothing: float = 0.0, l2: float = 0.0
+        self,
+        clip_norm: float,
+        noise_multiplier: float,
+        smoothing: float = 0.0,
+        l2: float = 0.0,
+        world: World = WORLD,
     ) -> PrivateObjective:
+        collectives = OneProcess(torch.device("cpu"))
+        collectives.world = world
         return PrivateObjective(
             self.model, self.items,
             LossConfig(kind="softmax", label_smoothing=smoothing, l2=l2),
             EVERYBODY.model_copy(update={"clip_norm": clip_norm}),
-            noise_multiplier, 10.0, SecretNoise(KEY), 0, OneProcess(torch.device("cpu")),
+            noise_multiplier, 10.0, SecretNoise(KEY), 0, collectives,
         )  # fmt: skip
 
     def batch(self) -> UserBatch:
@@ -234,6 +242,25 @@ def test_what_a_user_has_does_not_show_in_l2_of_items_or_in_the_divisor(tmp_path
         rows["item.item"].grad, 2 * 0.5 * 10.0 / 40 * rows["item.item"].detach()
     )
     assert float(objective.weight_sum(batch)) == 10.0
+
+
+def test_sums_over_ranks_hold_noise_l2_and_divisor_once(tmp_path: Path) -> None:
+    setting = Setting(tmp_path)
+    batch = setting.batch()
+    gradients = []
+    for noise, l2, rank, world_size in ((0.0, 0.0, 0, 1), (3.0, 0.1, 0, 2), (3.0, 0.1, 1, 2)):
+        objective = setting.objective(0.5, noise, l2=l2, world=World(rank, world_size))
+        rows = setting.rows(objective, batch)
+        rows["user.id"].requires_grad_(False)
+        objective.loss_sum(batch, rows, 0)[0].backward()
+        gradients.append(rows["item.item"].grad)
+        assert float(objective.weight_sum(batch)) == (10.0 if rank == 0 else 0.0)
+    alone, first, second = gradients
+    assert alone is not None
+    assert first is not None
+    assert second is not None
+    assert torch.equal(second, alone)
+    assert float((first - alone).abs().min()) > 0.0
 
 
 def test_the_generator_draws_by_key_and_purpose() -> None:

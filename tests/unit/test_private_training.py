@@ -15,10 +15,11 @@ from opacus.accountants import RDPAccountant
 
 from distrec import checkpoint
 from distrec.config import Config, PrivacyConfig
-from distrec.errors import ConfigError
+from distrec.errors import CheckpointError, ConfigError
 from distrec.private import Spending, affordable_steps, find_noise_multiplier
 from distrec.sharding.collectives import OneProcess
 from distrec.trainer import TrainResult, train
+from distrec.trainer.private import _spending
 from tests.training import log_entries, make_config
 
 # four steps an epoch
@@ -154,6 +155,20 @@ def test_a_resumed_run_has_spent_what_one_that_never_stopped_has(
     assert torch.equal(rows_of(own, 4, "item"), half)
     other = rows_of(config, 8, "item") - rows_of(own, 8, "item")
     assert float(other[2:].abs().min()) > 0.0
+
+
+def test_a_run_that_goes_on_has_the_noise_of_its_steps_so_far(
+    trained: tuple[Config, TrainResult],
+) -> None:
+    """Also where another release of the accountant would find another one."""
+    saved = manifest_of(trained[0], 8)
+    assert saved.privacy is not None
+    privacy = PrivacyConfig(**PRIVACY)
+    other = saved.privacy.model_copy(update={"noise_multiplier": 7.5})
+    found = _spending(privacy, saved.model_copy(update={"privacy": other}), 8)
+    assert found == Spending(7.5, 0.25, 1e-3)
+    with pytest.raises(CheckpointError, match="says what it has spent"):
+        _spending(privacy, saved.model_copy(update={"privacy": None}), 8)
 
 
 def test_another_length_is_another_run(trained: tuple[Config, TrainResult]) -> None:

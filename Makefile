@@ -25,9 +25,12 @@ test: setup lint
 faults: setup
 	DISTREC_FAULTS=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults
 
-# spoils configurations, manifests and files in thousands of ways
+# spoils configurations, manifests and files in thousands of ways, raw files too; reads one dataset in
+# hundreds of passes
 fuzz: setup
-	DISTREC_FUZZ=3000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit/test_fuzz.py --timeout=3600
+	DISTREC_FUZZ=3000 DISTREC_PASSES=200 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --timeout=3600 \
+		tests/unit/test_fuzz.py tests/spark/test_fuzz_raw.py \
+		tests/unit/test_reader.py::test_no_pass_loses_rows
 
 lint: setup
 	$(BIN)/ruff check .

@@ -115,7 +115,7 @@ def test_a_job_whose_process_is_killed(
         finish(stage, path, master)
         outcome = f"exit code {code}, last result intact, run again"
     took = time.monotonic() - started - seconds[stage]
-    ROWS.append((f"{victim} of {stage}: kill at {moment}", outcome, f"+{took:.0f} s"))
+    ROWS.append((f"{victim} of {stage}: kill at {moment}", outcome, f"{took:+.0f} s"))
     assert read_manifest(config.dataset_directory).content_hash == content_hash
     assert scored(config).equals(scores)
     assert not list(config.directory.glob(".*"))

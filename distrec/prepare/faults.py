@@ -66,6 +66,12 @@ def explain(text: str, source: str) -> DistrecError | None:
             f"all files of {source} must have the same header. Received: "
             f"{header.group(1) if header else 'another one'} ({path}). Make the files alike."
         )
+    if "COLUMN_ALREADY_EXISTS" in text:
+        column = re.search(r"column `(.+?)` already", text)
+        return DataError(
+            f"columns of {source} differ in more than upper and lower case. Received: "
+            f"{column.group(1) if column else 'one'} more than once ({path}). Rename one of them."
+        )
     if "FAILED_READ_FILE" in text or "is not a Parquet file" in text:
         causes = _CAUSE.findall(text)
         return DataError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -22,6 +22,7 @@ CORRUPT = "__corrupt"
 # struct(file, block, number): the place of a row in its source, for "the first one"
 PLACE = "__place"
 
+_OWN_COLUMNS = (CORRUPT, PLACE, "_corrupt_record")
 # a JSON source is not read as a whole to learn its columns when these have them all
 _SAMPLE_LINES = 1_000
 _WIDE = ("utf-16", "utf-32")
@@ -125,7 +126,7 @@ def _read_json(
     present = _sampled_keys(spark, paths)
     if not set(wanted.values()) <= set(present):
         present = spark.read.options(**options).json(list(paths)).columns
-    names = [column for column in present if column not in (CORRUPT, "_corrupt_record")]
+    names = told_apart(present, set(wanted.values()))
     if not names:
         raise DataError(
             f"{name} must have rows, each a line with a JSON object. Received: {', '.join(paths)}, "
@@ -133,6 +134,23 @@ def _read_json(
         )
     fields = [StructField(column, StringType()) for column in (*names, CORRUPT)]
     return spark.read.schema(StructType(fields)).options(**options).json(list(paths))
+
+
+def told_apart(keys: Sequence[str], wanted: Collection[str]) -> list[str]:
+    """Keys of JSON that can be columns beside the wanted ones, in their order.
+
+    Spark does not see case, so one broken line may have a key that it takes for a wanted one; and
+    halves of characters do not arrive in Java as they are.
+    """
+    taken = {key.lower() for key in wanted}
+    kept = []
+    for key in keys:
+        if key not in wanted:
+            if key.lower() in taken or not key.isprintable() or key in _OWN_COLUMNS:
+                continue
+            taken.add(key.lower())
+        kept.append(key)
+    return kept
 
 
 def _sampled_keys(spark: SparkSession, paths: Sequence[str]) -> list[str]:

@@ -60,6 +60,18 @@ def test_bad_rows_go_to_rejects(spark: SparkSession, workspace: Workspace, tmp_p
     assert sources.events.count() == 12
 
 
+def test_keys_of_one_broken_line_of_json_are_no_columns(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    """Spark takes Item_id for item_id, and gets half a character as another one."""
+    broken = ['{"user_id": "u", "Item_id": "i", "time": 3}', '{"user_id": "u", "time\\ud800": 3}']
+    raw.events(raw.JSON + "\n".join(broken))(tmp_path)
+    config = configuration(tmp_path, (raw.AS_JSON, "prepare.max_reject_share=1.0"))
+    sources = read_sources(config.prepare, door_of(config.prepare), workspace)
+    assert sources.audit.reasons == {"events: column 'item_id' is empty": 2}
+    assert sources.events.count() == 1
+
+
 def test_a_byte_order_mark_is_no_part_of_the_first_column(
     workspace: Workspace, tmp_path: Path
 ) -> None:

@@ -33,6 +33,8 @@ _SQL_SETTINGS = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.ansi.enabled": "false",
     "spark.sql.debug.maxToStringFields": "200",
+    # a row may be all that a user did at a time: of thousands of them the heap is full
+    "spark.sql.windowExec.buffer.in.memory.threshold": "64",
 }
 
 

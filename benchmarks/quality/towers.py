@@ -19,8 +19,10 @@ from typing import Any
 
 from unified import common, run_stages
 
+from distrec.baselines.fit import MAX_ITEMS
 from distrec.config import Config, load_config
 from distrec.data import fetch
+from distrec.dataset import read_manifest
 from distrec.evaluate import MODEL
 from distrec.job import configure_logging
 from distrec.variants import derived, link_dataset
@@ -38,9 +40,10 @@ def measure(config: Config, name: str, towers: list[str], seed: int) -> dict[str
     With all of them, the baselines are measured beside it.
     """
     changes: dict[str, Any] = {"model.towers": towers, "seed": seed}
-    changes["evaluate.baselines"] = ["popularity", "item_knn", "markov", "ease"]
-    if name != UNIFIED or seed > 1:
-        changes["evaluate.baselines"] = []
+    baselines = ["popularity", "item_knn", "markov"]
+    if read_manifest(config.dataset_directory).num_items <= MAX_ITEMS["ease"]:
+        baselines.append("ease")
+    changes["evaluate.baselines"] = baselines if name == UNIFIED and seed == 1 else []
     own = derived(config, config.directory / f"{name}-seed-{seed}", changes)
     link_dataset(config, own)
     run_stages(own, ["train", "evaluate"])

@@ -151,16 +151,27 @@ def state(pool: DataFrame, length: int) -> DataFrame:
         too, ascending, without unknown items); last_time of any event.
     """
     event = F.struct(c.TIME, c.ITEM_ID, c.ITEM_INDEX)
+    is_positive = F.col(c.LABEL) > 0
     known = F.col(c.ITEM_INDEX) >= c.FIRST_INDEX
-    grouped = pool.groupBy(c.USER_ID).agg(
-        F.sort_array(F.collect_list(F.when(F.col(c.LABEL) > 0, event))).alias("events"),
-        F.sort_array(F.collect_set(F.when(known, F.col(c.ITEM_INDEX)))).alias(c.SEEN),
-        F.max(c.TIME).alias("last_time"),
+    # of a user with a hundred thousand events no more than these are held at once
+    newest = Window.partitionBy(c.USER_ID).orderBy(
+        is_positive.desc(), *(F.desc(name) for name in (c.TIME, c.ITEM_ID, c.ITEM_INDEX))
+    )
+    is_last = is_positive & (F.row_number().over(newest) <= length)
+    grouped = (
+        pool.withColumn("event", F.when(is_last, event))
+        .groupBy(c.USER_ID)
+        .agg(
+            F.sort_array(F.collect_list("event")).alias("events"),
+            F.count_if(is_positive).alias(c.NUM_EVENTS),
+            F.sort_array(F.collect_set(F.when(known, F.col(c.ITEM_INDEX)))).alias(c.SEEN),
+            F.max(c.TIME).alias("last_time"),
+        )
     )
     return grouped.select(
         c.USER_ID,
-        F.size("events").cast("long").alias(c.NUM_EVENTS),
-        *_split_history(last(F.col("events"), length)),
+        c.NUM_EVENTS,
+        *_split_history(F.col("events")),
         c.SEEN,
         "last_time",
     )

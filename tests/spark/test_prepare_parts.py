@@ -320,7 +320,7 @@ def indexed(spark: SparkSession, rows: list[tuple[int, int, float, str]]) -> Dat
 
 def make_examples(spark: SparkSession, events: DataFrame, by_time: bool) -> Examples:
     features = spark.createDataFrame([("u",)], "user_id string")
-    return Examples(events, features, (), (), length=3, has_time=True, by_time=by_time)
+    return Examples(events, features, (), (), (), length=3, has_time=True, by_time=by_time)
 
 
 def test_histories_equal_a_plain_loop(spark: SparkSession) -> None:

@@ -68,6 +68,7 @@ def make_config(
             "log_every_steps": 1,
             "early_stopping_patience": 0,
             "metric": "ndcg@10",
+            "fit_tower_weights": False,
         },
         "launch": {"device": "cpu", "timeout_seconds": 60},
     }

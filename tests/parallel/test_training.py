@@ -56,7 +56,7 @@ def curve_config(directory: Path, kind: str) -> Config:
         towers = ["cf", "autoencoder", "sequence", "deep"]
         keys["model"] = {"towers": towers, "cf_history": "mean"}
         # five steps an epoch
-        keys["train"] |= {"global_batch_size": 24, "max_epochs": 10}
+        keys["train"] |= {"global_batch_size": 24, "max_epochs": 10, "fit_tower_weights": True}
         return make_config(directory / kind, keys, train_rows="windows")
     if kind == TASKS:
         keys["loss"] = {"kind": "binary", "task_weights": {"like": 2.0}}

@@ -32,6 +32,7 @@ from tests.unit.test_model import (
 
 NOBODY = torch.zeros(12, dtype=torch.bool)
 ONE = OneProcess(torch.device("cpu"))
+FITS = {"max_steps": 6, "fit_tower_weights": True}
 
 
 def draw(num_users: int, seed: int) -> tuple[UnifiedModel, HeldOut, Tensor]:
@@ -200,7 +201,7 @@ def test_weights_that_are_hardly_worse_are_kept(
     weights = torch.tensor([0.7, 1.0, 0.7, 1.4])
     monkeypatch.setattr("distrec.trainer.validation.fit_tower_weights", lambda *_: weights)
     monkeypatch.setattr("distrec.trainer.validation.slack", lambda *_: 1.0)
-    config = make_config(tmp_path, {"train": {"max_steps": 6}})
+    config = make_config(tmp_path, {"train": FITS})
     train(config, ONE)
     model = checkpoint.load_model(checkpoint.find(config.checkpoint_directory, "newest"))
     assert torch.equal(model.tower_weights, weights)
@@ -216,7 +217,7 @@ def test_training_keeps_the_weights_that_are_better_on_valid(
     monkeypatch.setattr(
         "distrec.trainer.validation.fit_tower_weights", lambda *_: torch.full((4,), 1.0 - given)
     )
-    keys = {"model": {"tower_weights": dict.fromkeys(names, given)}, "train": {"max_steps": 6}}
+    keys = {"model": {"tower_weights": dict.fromkeys(names, given)}, "train": FITS}
     config = make_config(tmp_path, keys)
     train(config, ONE)
     model = checkpoint.load_model(checkpoint.find(config.checkpoint_directory, "newest"))

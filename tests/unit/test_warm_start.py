@@ -286,7 +286,6 @@ def test_weights_of_other_towers_are_not_taken_over(
     tmp_path: Path, towers: list[str], weights: list[float]
 ) -> None:
     keys = {"model": {"tower_weights": {"cf": 0.5}}, "train": {"max_steps": 1}}
-    keys["train"] |= {"fit_tower_weights": False}
     first = make_config(tmp_path, keys)
     run(first)
     keys = {"model": {"towers": towers}, "train": {"warm_start": str(first.checkpoint_directory)}}

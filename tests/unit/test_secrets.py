@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pyspark import SparkContext
 from typer.testing import CliRunner
 
 from distrec import pipeline, spark
@@ -90,7 +91,11 @@ def test_a_copy_is_the_same_configuration(config: Config, tmp_path: Path) -> Non
         )
 
 
-def test_spark_gets_them_and_is_not_started_without(config: Config, tmp_path: Path) -> None:
+def test_spark_gets_them_and_is_not_started_without(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # another test of this process may have started Spark
+    monkeypatch.setattr(SparkContext, "_active_spark_context", None)
     # a trial of a search is a run that starts Spark, too
     for one in (config, derived(config, tmp_path / "trial", {"train.max_epochs": 1})):
         options = spark._builder(one, "prepare", submitted=False)._options

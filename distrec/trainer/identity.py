@@ -39,6 +39,11 @@ def resume_hash(config: Config) -> str:
             free += ("predict_new_rows",)
         if name == "model" and not config.model.frozen:
             free += ("frozen", "adapter_rank")
+        if name == "model" and not config.model.tower_weights:
+            free += ("tower_weights",)
+        fits = config.train.fit_tower_weights and len(config.model.towers) > 1
+        if name == "train" and not fits:
+            free += ("fit_tower_weights",)
         if config.model.multi_task == "none":
             free += {"model": TASK_KEYS, "loss": ("task_weights",)}.get(name, ())
         if name == "train" and config.train.average_decay == 0:

@@ -154,8 +154,7 @@ class Validator:
         Returns:
             Ranking metrics at the cut-offs of evaluate.ks and train.metric; auc, log_loss and
             calibration where there are labels, and as auc:<task> of further tasks that are
-            predicted; rmse and mae of ratings. What is not defined is left
-            out.
+            predicted; rmse and mae of ratings. What is not defined is left out.
         """
         with inference(model):
             vectors = encode_catalogue(

@@ -90,6 +90,19 @@ def test_a_key_that_is_not_set_does_not_change_the_identity_of_a_run(tmp_path: P
     assert resume_hash(config) != resume_hash(config.model_copy(update={"train": other}))
 
 
+def test_weights_of_towers_count_where_they_have_an_effect(tmp_path: Path) -> None:
+    def hashes(towers: list[str]) -> list[str]:
+        return [
+            resume_hash(make_config(tmp_path, {"model": {"towers": towers}, "train": keys}))
+            for keys in ({"fit_tower_weights": False}, {"fit_tower_weights": True})
+        ]
+
+    assert len(set(hashes(["cf"]))) == 1
+    assert len(set(hashes(["cf", "deep"]))) == 2
+    given = make_config(tmp_path, {"model": {"towers": ["cf"], "tower_weights": {"bias": 0.5}}})
+    assert resume_hash(given) not in hashes(["cf"])
+
+
 def test_when_rows_are_saved_counts_where_they_are_looked_up_ahead(tmp_path: Path) -> None:
     often = {"train": {"checkpoint_every_steps": 2}}
     assert resume_hash(make_config(tmp_path)) == resume_hash(make_config(tmp_path, often))

@@ -19,8 +19,8 @@ from distrec.model.unified import UnifiedModel
 
 _PARAMETER, _BUFFER, _OPTIMIZER = "parameter/", "buffer/", "optimizer/"
 _AVERAGE = "average/"
-# what checkpoints of older versions do not have: it stays as it is built
-_NEWER = frozenset({f"{_BUFFER}tower_weights"})
+# what checkpoints of older versions do not have: it stays as it is built, which changes nothing
+_NEWER = frozenset({f"{_BUFFER}tower_weights", f"{_PARAMETER}user_gate.recency"})
 
 
 def dense_tensors(

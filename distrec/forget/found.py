@@ -36,7 +36,7 @@ class Stranger:
         items: All that they had, and UNKNOWN_INDEX.
         pairs: (item, time) of their last positive events.
         num_events: Of their positive events.
-        last_time: Of any event.
+        last_time: At or after that of any event.
     """
 
     items: frozenset[int]

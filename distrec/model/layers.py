@@ -102,20 +102,29 @@ class Gate(nn.Module):
         num_signals: Width of what is known.
         num_towers: T.
         hidden_dim: Width of the hidden layer.
+        sees_recency: Whether `forward` gets a recency.
     """
 
-    def __init__(self, num_signals: int, num_towers: int, hidden_dim: int) -> None:
+    def __init__(
+        self, num_signals: int, num_towers: int, hidden_dim: int, sees_recency: bool = False
+    ) -> None:
         super().__init__()
         self.num_towers = num_towers
         if num_towers > 1:
             self.hidden = nn.Linear(num_signals, hidden_dim)
+            if sees_recency:
+                # apart from the other signals, and zero: checkpoints of before do not have it
+                self.recency = nn.Parameter(torch.zeros(hidden_dim))
             self.output = nn.Linear(hidden_dim, num_towers)
             nn.init.zeros_(self.output.weight)
             nn.init.zeros_(self.output.bias)
 
-    def forward(self, signals: Tensor) -> Tensor:
-        """float32 (B, num_signals) to (B, T)."""
+    def forward(self, signals: Tensor, recency: Tensor | None = None) -> Tensor:
+        """float32 (B, num_signals), and (B,) how long ago the last event was, to (B, T)."""
         if self.num_towers == 1:
             return torch.ones(len(signals), 1, dtype=signals.dtype, device=signals.device)
-        logits = self.output(torch.tanh(self.hidden(signals)))
+        hidden = self.hidden(signals)
+        if recency is not None:
+            hidden = hidden + recency.unsqueeze(1) * self.recency
+        logits = self.output(torch.tanh(hidden))
         return self.num_towers * torch.softmax(logits, dim=-1)

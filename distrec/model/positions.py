@@ -6,8 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from distrec.batch import Batch, Jagged
+
+# intervals of up to 2^31 seconds
+NUM_INTERVALS = 32
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,28 @@ def sums_before(bags: Jagged, rows: Tensor, positions: Positions) -> Tensor:
     padded = padded.index_copy(0, padded_places(bags, stride, shift=1), rows)
     sums = padded.view(size, stride, rows.shape[1]).cumsum(1).flatten(0, 1)
     return sums[positions.example * stride + positions.length]
+
+
+def elapsed(batch: Batch, positions: Positions) -> Tensor:
+    """Seconds from the last event that each position sees to what comes next: int64, (P,).
+
+    What comes next is the event after it in the history, or at the end the example itself. -1 where
+    no event is seen.
+    """
+    offsets = batch.history.offsets
+    times = functional.pad(batch.history_times.values, (0, 1))
+    following = offsets[positions.example] + positions.length
+    at_end = positions.length == batch.history.lengths[positions.example]
+    now = torch.where(at_end, batch.time[positions.example], times[following])
+    waited = (now - times[(following - 1).clamp(min=0)]).clamp(min=0)
+    return torch.where(positions.length > 0, waited, -1)
+
+
+def interval_buckets(seconds: Tensor) -> Tensor:
+    """Lengths of time by their binary logarithm: int64, in [0, NUM_INTERVALS)."""
+    # the exponent, from 1, is that of the power of two next above the seconds
+    exponents = torch.frexp(seconds.to(torch.float32).add_(1.0)).exponent
+    return (exponents - 1).clamp_(max=NUM_INTERVALS - 1).to(torch.int64)
 
 
 def window_targets(batch: Batch) -> tuple[Positions, Tensor]:

@@ -16,7 +16,7 @@ from torch.nn import functional
 from distrec.batch import Batch, Jagged
 from distrec.columns import UNKNOWN_INDEX
 from distrec.config import ModelConfig
-from distrec.model.positions import Positions, padded_places
+from distrec.model.positions import NUM_INTERVALS, Positions, interval_buckets, padded_places
 from distrec.model.spec import ModelSpec
 from distrec.model.towers import ITEM_TABLE, ItemRowTower, trained_index
 from distrec.sharding.lookup import Request
@@ -24,18 +24,18 @@ from distrec.sharding.plan import TableSpec
 
 ITEM_SEQUENCE_TABLE = "item_sequence"
 SEQUENCE_ROWS = "user.sequence"
-# intervals of up to 2^31 seconds by their binary logarithm
-_NUM_TIME_BUCKETS = 32
 _HIDDEN_FACTOR = 4
-# of all heads, held at once: 4 MiB, which a processor's cache holds
-_ATTENTION_WEIGHTS = 1 << 20
+# of all heads, held at once: 4 MiB, which a processor's cache holds; a GPU wants few, large kernels
+_ATTENTION_WEIGHTS = {"cpu": 1 << 20, "cuda": 1 << 26}
 _INIT_STD = 0.02
 
 
 class HistoryBias(nn.Module):
     """What attention between two events gets for their distance in events and in time.
 
-    Learned once for all layers. The start of a history is at no distance: it has a bias of its own.
+    Time counts up to what is to be predicted: what is next in a sitting is not what is next after a
+    month. Learned once for all layers. The start of a history is at no distance: it has a bias of
+    its own.
 
     Args:
         num_positions: Distances told apart; larger ones count as the largest.
@@ -48,21 +48,20 @@ class HistoryBias(nn.Module):
     def __init__(self, num_positions: int, num_heads: int) -> None:
         super().__init__()
         self.by_distance = nn.Parameter(torch.zeros(num_heads, num_positions))
-        self.by_interval = nn.Parameter(torch.zeros(num_heads, _NUM_TIME_BUCKETS))
+        self.by_interval = nn.Parameter(torch.zeros(num_heads, NUM_INTERVALS))
         self.of_start = nn.Parameter(torch.zeros(num_heads))
 
-    def forward(self, times: Tensor) -> Tensor:
+    def forward(self, times: Tensor, following: Tensor) -> Tensor:
         """int64 times (B, S), of which the first column is the start, to (B, H, S, S).
 
-        Entry (i, j) is for event i that looks at event j. Only j <= i means anything.
+        Entry (i, j) is for event i that looks at event j, at the time following[:, i] of what comes
+        after i. Only j <= i means anything.
         """
         num_events = times.shape[1] - 1
         places = torch.arange(num_events, device=times.device)
         distances = (places[:, None] - places).clamp(0, self.by_distance.shape[1] - 1)
-        intervals = (times[:, 1:, None] - times[:, None, 1:]).abs_().to(torch.float32)
-        # the exponent, from 1, is that of the power of two next above the seconds
-        buckets = torch.frexp(intervals.add_(1.0)).exponent - 1
-        buckets = buckets.clamp_(max=_NUM_TIME_BUCKETS - 1).to(torch.int64).flatten()
+        intervals = (following[:, 1:, None] - times[:, None, 1:]).abs_()
+        buckets = interval_buckets(intervals).flatten()
         # the gradient of gather is far cheaper on CPU than that of an embedding
         bias = torch.stack([head.gather(0, buckets) for head in self.by_interval])
         bias = bias.view(len(self.by_interval), *intervals.shape)
@@ -248,7 +247,8 @@ class SequenceTower(ItemRowTower):
         first = num_states = 0
         while first < size or not states:
             stride = 1 + (longest[first] if size else 0)
-            rows_at_once = max(1, _ATTENTION_WEIGHTS // (self.num_heads * stride**2))
+            weights = _ATTENTION_WEIGHTS[history.offsets.device.type]
+            rows_at_once = max(1, weights // (self.num_heads * stride**2))
             part = order[first : first + rows_at_once]
             begins[part] = num_states + stride * torch.arange(len(part), device=part.device)
             states.append(self._padded_states(batch, rows, part, events.select(part), stride))
@@ -264,11 +264,14 @@ class SequenceTower(ItemRowTower):
         starts = torch.arange(len(part), device=device) * stride
         places = torch.cat([starts, padded_places(events, stride, shift=1)])
         padding = Padding(places, len(part), stride)
-        times = padding.rows(
-            torch.cat([batch.time[part], batch.history_times.values[events.values]])
-        )
+        event_times = batch.history_times.values[events.values]
+        times = padding.rows(torch.cat([batch.time[part], event_times]))
+        # of what comes next: the event after it, and after the last one the example itself
+        following = torch.zeros_like(times).flatten()
+        following[places[len(part) :] - 1] = event_times
+        following[starts + events.lengths] = batch.time[part]
         future = torch.ones(stride, stride, dtype=torch.bool, device=device).triu(1)
-        bias = self.bias(times).masked_fill(future, -torch.inf)
+        bias = self.bias(times, following.view_as(times)).masked_fill(future, -torch.inf)
         # rows are small: brought to the size of what the blocks add
         states = torch.cat([self.start.expand(len(part), -1), rows[events.values]])
         states = self.dropout(states * self.width**0.5)

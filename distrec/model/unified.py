@@ -25,7 +25,7 @@ from distrec.model.features import has_features
 from distrec.model.layers import Gate, PairHead
 from distrec.model.multi_task import MultiTaskHead
 from distrec.model.ordinal import RatingThresholds, score_of_levels
-from distrec.model.positions import Positions, at
+from distrec.model.positions import Positions, at, elapsed
 from distrec.model.registry import TOWERS, tower_class
 from distrec.model.spec import ModelSpec
 from distrec.model.towers import (
@@ -46,6 +46,8 @@ _NUM_USER_SIGNALS = 4
 _NUM_ITEM_SIGNALS = 3
 # brings log1p of counts to the size of the flags beside them
 _LOG_COUNT_SCALE = 0.2
+# and log1p of seconds: a year is 17
+_LOG_SECONDS_SCALE = 0.05
 
 
 def vocabulary_of(table: str, spec: ModelSpec) -> str:
@@ -86,7 +88,7 @@ class UnifiedModel(nn.Module):
         for name in self._frozen_towers:
             freeze(self.towers[name], config.adapter_rank)
         num_towers = len(self.tower_names)
-        self.user_gate = Gate(_NUM_USER_SIGNALS, num_towers, config.gate_hidden)
+        self.user_gate = Gate(_NUM_USER_SIGNALS, num_towers, config.gate_hidden, sees_recency=True)
         self.item_gate = Gate(_NUM_ITEM_SIGNALS, num_towers, config.gate_hidden)
         # without effect in a softmax; the base rate of probabilities, the mean of ratings
         self.global_bias = nn.Parameter(torch.zeros(()))
@@ -195,7 +197,12 @@ class UnifiedModel(nn.Module):
             requested row and every parameter of the user side, whatever B.
         """
         withheld = self._withheld(batch.batch_size, batch.user_index.device)
-        weights = self.user_gate(self._user_signals(batch, withheld, positions))
+        weights = self.user_gate(
+            self._user_signals(batch, withheld, positions), _recency(batch, positions)
+        )
+        if self.training and self.config.tower_dropout > 0:
+            kept = torch.rand_like(weights) >= self.config.tower_dropout
+            weights = weights * (kept | ~kept.any(dim=1, keepdim=True))
         vectors = self._gated(
             [tower.encode_users(batch, rows, withheld, positions) for tower in self._towers()],
             weights,
@@ -386,3 +393,12 @@ def _squared_norms(rows: Mapping[str, Tensor], prefix: str, index: Tensor) -> Te
 
 def _ones(vectors: Tensor) -> Tensor:
     return torch.ones(len(vectors), 1, dtype=vectors.dtype, device=vectors.device)
+
+
+def _recency(batch: Batch, positions: Positions | None) -> Tensor:
+    """How long before what comes next the last event was: float32, (B,) or (P,); 0 without one."""
+    if positions is None:
+        example = torch.arange(batch.batch_size, device=batch.user_index.device)
+        positions = Positions(example, batch.history.lengths)
+    seconds = elapsed(batch, positions).clamp(min=0)
+    return torch.log1p(seconds.to(torch.float32)) * _LOG_SECONDS_SCALE

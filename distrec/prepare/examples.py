@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from distrec import columns as c
@@ -139,18 +139,32 @@ class Examples:
             return F.col(c.TIME)
         return F.greatest(F.col(c.TIME), F.col("last_time") + 1)
 
+    def longest_wait(self) -> int:
+        """Seconds between two events of a user in train, at most; at least 1."""
+        user = Window.partitionBy(c.USER_ID).orderBy(c.TIME)
+        wait = F.col(c.TIME) - F.lag(c.TIME).over(user)
+        found = self.of(c.TRAIN).select(wait.alias("wait")).agg(F.max("wait")).first()
+        return max(1, int(found[0] or 0)) if found else 1
+
     def users_now(self, users: DataFrame, latest: int) -> DataFrame:
-        """Every known user with all of their events.
+        """Every known user with all of their events, just after the last event of anybody.
+
+        The model sees how long a user has been away. It has seen nobody away for longer than any
+        user of train: who is counts as away for so long.
 
         Args:
             users: user_id and user_index.
-            latest: Time of the last event of anybody, for users without any.
+            latest: Time of the last event of anybody.
         """
         none = F.array().cast("array<bigint>")
         joined = users.select(c.USER_ID, c.USER_INDEX).join(
             state(self.events, self.length), c.USER_ID, "left"
         )
-        now = F.coalesce("last_time", F.lit(latest)) + 1 if self.has_time else F.lit(0)
+        now = F.lit(0)
+        if self.has_time:
+            # least passes over the null of a user without events
+            away = F.col("last_time") + self.longest_wait()
+            now = F.least(F.lit(latest) + 1, away)
         rows = joined.select(
             c.USER_ID,
             c.USER_INDEX,

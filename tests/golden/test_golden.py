@@ -72,13 +72,15 @@ def test_a_delta_of_format_2_is_readable() -> None:
     assert torch.equal(tables.local_rows("item")[1][1:], rows[1:])
 
 
-def test_an_optimizer_with_a_parameter_less_goes_on_from_format_1() -> None:
-    """Older versions trained the global bias under a softmax."""
+def test_an_optimizer_of_other_parameters_goes_on_from_format_1() -> None:
+    """Older versions trained the global bias under a softmax, and no recency of the gate."""
     path = CHECKPOINT / "step-00000002"
     config = parse_config({"name": "x", "prepare": {"events": {"paths": ["x"], "time": "t"}}}, "t")
     model = checkpoint.load_model(path)
     model.global_bias.requires_grad_(False)
     optimizer = dense_optimizer(model, config)
     checkpoint.load_dense(path, model, optimizer)
-    assert set(optimizer.state) == set(model.parameters()) - {model.global_bias}
+    recency = model.user_gate.recency
+    assert set(optimizer.state) == set(model.parameters()) - {model.global_bias, recency}
+    assert not recency.any()
     assert float(model.global_bias.detach()) != 0

@@ -223,6 +223,8 @@ def test_users_as_of_now(made: tuple[DatasetManifest, Path]) -> None:
     # x is in no catalogue: unknown in the history, and nothing that could be masked
     assert (u2["history"], u2["seen"]) == ([2, 4, 1], [2, 3, 4])
     assert (u9["user_index"], u9["num_events"], u9["history"], u9["time"]) == (1, 0, [], 41)
+    # no user of train waits longer than ten seconds
+    assert (u2["history_times"][-1], u2["time"]) == (14, 24)
     # age: mean 30, deviation 10 of u1 and u2; u3 has none
     assert [found[user]["user_age"] for user in ("u1", "u2", "u3", "u9")] == [-1, 1, 0, 7]
     assert [found[user]["user_country"] for user in ("u1", "u2", "u3", "u9")] == [3, 2, 2, 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from distrec.dataset import FeatureSpec
 from distrec.errors import ConfigError
 from distrec.model import ModelSpec, UnifiedModel
 from distrec.model.layers import CrossNetwork
+from distrec.model.positions import Positions, elapsed
+from distrec.model.unified import _recency
 from distrec.sharding.lookup import Request, pool
 from tests.synthetic import write_dataset
 
@@ -264,6 +267,46 @@ def test_gate_starts_even_and_tells_known_from_unknown() -> None:
     unknown = model.user_gate(model._user_signals(stranger, None))
     assert (known[:3] - unknown[:3]).abs().min() > 1e-4
     torch.testing.assert_close(known[3], unknown[3])
+
+
+def test_gate_sees_how_long_ago_the_last_event_was() -> None:
+    """Within the history too, where what comes next is the event after; not where there is none."""
+    model = make_model()
+    with torch.no_grad():
+        model.user_gate.output.weight.normal_(generator=torch.Generator().manual_seed(1))
+        model.user_gate.recency.fill_(2.0)
+    times = Jagged.from_lists([[10, 40], [], [0, 100, 100, 500], [7]])
+    batch = replace(BATCH, history_times=times, time=torch.tensor([50, 60, 500, 7 + 3600]))
+    assert _recency(batch, None).tolist() == pytest.approx(
+        [math.log(11) / 20, 0.0, 0.0, math.log(3601) / 20], rel=1e-6
+    )
+    places = Positions(torch.tensor([2, 2, 2, 0, 1]), torch.tensor([0, 1, 3, 1, 0]))
+    assert elapsed(batch, places).tolist() == [-1, 100, 400, 30, -1]
+    tables = InMemoryTables(model)
+    rows = tables(model.user_requests(batch))
+    soon, late = (
+        model.encode_users(replace(batch, time=batch.time + wait), rows) for wait in (0, 10**6)
+    )
+    assert (soon[[0, 2, 3]] != late[[0, 2, 3]]).any(dim=1).all()
+    torch.testing.assert_close(soon[1], late[1])
+
+
+def test_towers_left_out_of_a_prediction_and_never_all() -> None:
+    model = make_model(tower_dropout=0.6)
+    batch = make_batch([2] * 300, [3] * 300, [[4, 5]] * 300)
+    rows = InMemoryTables(model)(model.user_requests(batch))
+    model.train()
+    towers = model.encode_users(batch, rows)[:, :-1].unflatten(1, (len(model.tower_names), -1))
+    kept = towers.abs().sum(dim=2) > 0
+    shares = kept.float().mean(dim=0)
+    # 0.4, and the 0.216 of rows that would have none have all
+    assert (shares > 0.5).all()
+    assert (shares < 0.75).all()
+    assert kept.any(dim=1).all()
+    model.eval()
+    whole = model.encode_users(batch, rows)[:, :-1].unflatten(1, (len(model.tower_names), -1))
+    assert (whole.abs().sum(dim=2) > 0).all()
+    torch.testing.assert_close(towers[kept], whole[kept])
 
 
 def test_a_cold_item_differs_by_its_features_only() -> None:

@@ -19,12 +19,13 @@ from tests.unit.test_model import InMemoryTables, make_batch, make_catalogue, ma
 ATTENTIONS = ("softmax", "hstu")
 HISTORIES = [[3, 4], [], [2, 3, 5, 6], [9]]
 TIMES = [[10, 12], [], [5, 5, 400, 90_000], [7]]
+NOW = 10**6
 ALL_TOWERS = ("cf", "autoencoder", "sequence", "deep")
 
 
 def timed_batch() -> Batch:
     batch = make_batch([2, 3, 5, 1], [2, 4, 7, 3], HISTORIES)
-    return replace(batch, history_times=Jagged.from_lists(TIMES), time=torch.full((4,), 10**6))
+    return replace(batch, history_times=Jagged.from_lists(TIMES), time=torch.full((4,), NOW))
 
 
 def disturbed(model: UnifiedModel) -> UnifiedModel:
@@ -44,11 +45,11 @@ def encode(model: UnifiedModel, tables: InMemoryTables, batch: Batch) -> Tensor:
 
 
 def bias_by_hand(tower: SequenceTower, times: list[int], i: int, j: int) -> Tensor:
-    """Of the i-th event that looks at the j-th, where the 0th is the start."""
+    """Of the i-th event that looks at the j-th, where the 0th is the start; NOW is next."""
     bias = tower.bias
     if j == 0:
         return bias.of_start
-    seconds = times[i - 1] - times[j - 1]
+    seconds = [*times, NOW][i] - times[j - 1]
     return bias.by_distance[:, i - j] + bias.by_interval[:, (seconds + 1).bit_length() - 1]
 
 
@@ -97,7 +98,7 @@ def state_by_hand(tower: SequenceTower, kind: str, rows: Tensor, times: list[int
 @pytest.mark.parametrize("kind", ATTENTIONS)
 def test_states_equal_a_plain_loop(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # the longest history alone, then one of two events with those that are shorter
-    monkeypatch.setattr(sequence, "_ATTENTION_WEIGHTS", 2 * 25)
+    monkeypatch.setitem(sequence._ATTENTION_WEIGHTS, "cpu", 2 * 25)
     model = disturbed(make_model(towers=("sequence",), sequence_attention=kind))
     tables = InMemoryTables(model)
     tower = model.towers["sequence"]
@@ -147,8 +148,11 @@ def test_a_position_is_the_history_up_to_there(kind: str) -> None:
     found = model.encode_users(batch, rows, positions)
     assert found.shape == (6, 4 * 8 + 1)
     for row, (example, length) in enumerate(places):
+        time = batch.time.clone()
+        time[example] = [*TIMES[example], NOW][length]
         cut = replace(
             batch,
+            time=time,
             history=Jagged.from_lists([*HISTORIES[:example], HISTORIES[example][:length],
                                        *HISTORIES[example + 1 :]]),
             history_times=Jagged.from_lists([*TIMES[:example], TIMES[example][:length],

@@ -205,9 +205,6 @@ class ModelConfig(Section):
     """Share of user ids and item ids replaced by the unknown id in training, so that the other
     towers learn to stand in for it; also of examples whose context, which scoring lacks, is
     withheld."""
-    tower_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the towers left out of each prediction in training, never all of them: each learns
-    to do without the others, and what one knows by heart does not keep them from learning."""
     augment: tuple[Literal["crop", "reorder", "substitute"], ...] = ()
     """In training a history is changed in one of these ways, as likely each. crop: all but one
     stretch of it is cut off. reorder: the items of one stretch change places. substitute: one of

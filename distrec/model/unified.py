@@ -200,9 +200,6 @@ class UnifiedModel(nn.Module):
         weights = self.user_gate(
             self._user_signals(batch, withheld, positions), _recency(batch, positions)
         )
-        if self.training and self.config.tower_dropout > 0:
-            kept = torch.rand_like(weights) >= self.config.tower_dropout
-            weights = weights * (kept | ~kept.any(dim=1, keepdim=True))
         vectors = self._gated(
             [tower.encode_users(batch, rows, withheld, positions) for tower in self._towers()],
             weights,

@@ -291,24 +291,6 @@ def test_gate_sees_how_long_ago_the_last_event_was() -> None:
     torch.testing.assert_close(soon[1], late[1])
 
 
-def test_towers_left_out_of_a_prediction_and_never_all() -> None:
-    model = make_model(tower_dropout=0.6)
-    batch = make_batch([2] * 300, [3] * 300, [[4, 5]] * 300)
-    rows = InMemoryTables(model)(model.user_requests(batch))
-    model.train()
-    towers = model.encode_users(batch, rows)[:, :-1].unflatten(1, (len(model.tower_names), -1))
-    kept = towers.abs().sum(dim=2) > 0
-    shares = kept.float().mean(dim=0)
-    # 0.4, and the 0.216 of rows that would have none have all
-    assert (shares > 0.5).all()
-    assert (shares < 0.75).all()
-    assert kept.any(dim=1).all()
-    model.eval()
-    whole = model.encode_users(batch, rows)[:, :-1].unflatten(1, (len(model.tower_names), -1))
-    assert (whole.abs().sum(dim=2) > 0).all()
-    torch.testing.assert_close(towers[kept], whole[kept])
-
-
 def test_a_cold_item_differs_by_its_features_only() -> None:
     model = make_model()
     _, items = encode(model, InMemoryTables(model), BATCH, make_catalogue())

@@ -35,6 +35,9 @@ FREE_COUNT = -1
 # item indexes of the user's last L positive events before the example, oldest first, their times
 HISTORY = "history"
 HISTORY_TIMES = "history_times"
+# where a dataset tells kinds of event apart, the kind of each: FIRST_INDEX + its place among the
+# manifest's event_types, or UNKNOWN_INDEX
+HISTORY_TYPES = "history_types"
 # number of the user's positive events before the example, not cut at L
 NUM_EVENTS = "num_events"
 # queries and users only: everything the user has touched before the cut, not cut at L

@@ -21,6 +21,9 @@ dataset. Only files named in the manifest belong to it. Columns of each split:
   generation int64 in which it was last given to another value. In extended datasets, and where
   people were forgotten.
 
+Where the manifest has event_types, there is history_types list<int64> beside every history: of each
+event its kind, FIRST_INDEX + the kind's place among the event_types, or UNKNOWN_INDEX.
+
 Feature columns: int64 for ``categorical``; list<int64> for ``multi_categorical``, ``text`` and
 ``hashed``; float32 for ``number``; list<float32> of fixed length for ``vector``. There are no nulls
 anywhere.
@@ -186,6 +189,8 @@ class DatasetManifest(_Part):
     """Windows: the item is the window's last event, the history those before it, of which the first
     is the last of the window before."""
     has_time: bool
+    event_types: tuple[str, ...] = ()
+    """Kinds of event, where histories say of which kind each event was; else none."""
     has_labels: bool
     """Whether label tells positives from negatives (else every row is a positive)."""
     rating_scale: tuple[float, float] | None = None

@@ -85,6 +85,11 @@ def _window(rows: list[dict], stop: int, history_length: int) -> dict:
     }
 
 
+def event_type(item: int, time: int, num_types: int) -> int:
+    """Of which kind an event is, where there are kinds."""
+    return c.FIRST_INDEX + (item + time) % num_types
+
+
 def write_dataset(
     directory: Path,
     *,
@@ -99,6 +104,7 @@ def write_dataset(
     ratings: bool = False,
     tasks: bool = False,
     train_rows: TrainRows = "events",
+    event_types: tuple[str, ...] = (),
     seed: int = 0,
 ) -> DatasetManifest:
     """Write a dataset directory and return its manifest.
@@ -106,7 +112,8 @@ def write_dataset(
     Every user has events_per_user events in train, one in valid, one in test. The last
     num_cold_items items of the catalogue occur in no event. With ratings, what is of a user's group
     is rated 4.5, else 1. With tasks there is one more, like, which is 1 of what is of a user's
-    group, and in train known of the first quarter of the rows only.
+    group, and in train known of the first quarter of the rows only. With event_types the kind of an
+    event follows from its item and time (event_type).
     """
     assert not (labels and train_rows == "windows")
     rng = np.random.default_rng(seed)
@@ -114,17 +121,19 @@ def write_dataset(
     total_items = num_items + num_cold_items
     group_of_item = (np.arange(total_items + c.FIRST_INDEX) - c.FIRST_INDEX) % NUM_GROUPS
     ids = pa.list_(pa.int64())
+    histories = [(c.HISTORY, ids), (c.HISTORY_TIMES, ids)]
+    histories += [(c.HISTORY_TYPES, ids)] if event_types else []
     user_fields = [("user_group", pa.int64()), ("user_age", pa.float32())]
     context_fields = [("context_hour", pa.int64())]
     example_schema = pa.schema(
         [(c.USER_INDEX, pa.int64()), (c.ITEM_INDEX, pa.int64()), (c.TIME, pa.int64()),
          (c.LABEL, pa.float32()), (c.WEIGHT, pa.float32()), (c.NUM_EVENTS, pa.int64()),
-         (c.HISTORY, ids), (c.HISTORY_TIMES, ids), *user_fields, *context_fields,
+         *histories, *user_fields, *context_fields,
          *([(c.task_column("like"), pa.float32())] if tasks else [])]
     )  # fmt: skip
     state_fields = [
         (c.USER_ID, pa.string()), (c.USER_INDEX, pa.int64()), (c.TIME, pa.int64()),
-        (c.NUM_EVENTS, pa.int64()), (c.HISTORY, ids), (c.HISTORY_TIMES, ids), (c.SEEN, ids),
+        (c.NUM_EVENTS, pa.int64()), *histories, (c.SEEN, ids),
     ]  # fmt: skip
     query_schema = pa.schema([*state_fields, (c.TARGETS, ids), *user_fields, *context_fields])
     user_schema = pa.schema([*state_fields, *user_fields, *context_fields])
@@ -186,6 +195,10 @@ def write_dataset(
             {**user, **features, "context_hour": 0, c.TIME: int(times[-1]) + 1,
              **_state(positives, positive_times, history_length), c.SEEN: sorted(set(positives))}
         )  # fmt: skip
+    for row in itertools.chain.from_iterable(rows.values()):
+        events = zip(row[c.HISTORY], row[c.HISTORY_TIMES], strict=True)
+        if event_types:
+            row[c.HISTORY_TYPES] = [event_type(*event, len(event_types)) for event in events]
     item_rows = [
         {
             c.ITEM_ID: f"i{index}",
@@ -249,6 +262,7 @@ def write_dataset(
         has_labels=labels,
         rating_scale=(1.0, 4.5) if ratings else None,
         train_rows=train_rows,
+        event_types=event_types,
         tasks=("like",) if tasks else (),
         counts={"read": len(rows[c.TRAIN])},
         rejects={},

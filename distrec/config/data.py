@@ -274,7 +274,10 @@ class PrepareConfig(Section):
     """Label = rating, for the losses squared and ordinal and the metrics rmse and mae. Every rating
     is an event; those of 0 or less are in no history and no target of a ranking."""
     event_types: tuple[str, ...] = ()
-    """Kinds of event that are kept; all when empty."""
+    """Kinds of event that are kept; all when empty. With two or more of them and events.time,
+    histories say of which kind each event was, which the tower sequence reads. The number of a kind
+    is its place here: a dataset that extends another (prepare.extend) keeps the order, and adds
+    kinds at the end."""
     hash_users: bool = False
     """Replace users' ids by keyed hashes (HMAC-SHA256, 128 bits) before anything is written, and
     leave their column out of rejected rows. The key, 16 bytes or more, is the text of the
@@ -365,6 +368,11 @@ class PrepareConfig(Section):
                 f"event_types needs events.event_type. Received: {list(self.event_types)}, no "
                 "column. Name the column"
             )
+        if len(set(self.event_types)) < len(self.event_types):
+            raise ValueError(
+                f"event_types names each kind once. Received: {list(self.event_types)}. Remove the "
+                "others"
+            )
         if self.train_rows == "windows":
             others = {
                 "events.time missing": events.time is None,
@@ -405,6 +413,12 @@ class PrepareConfig(Section):
                     f"feature names of one side differ. Received twice: {twice} ({side}). Set name"
                 )
         return self
+
+    @property
+    def told_event_types(self) -> tuple[str, ...]:
+        """The kinds of event that histories tell apart; none where there is one, or no time."""
+        is_told = len(self.event_types) > 1 and self.events.time is not None
+        return self.event_types if is_told else ()
 
     def features_by_side(self) -> Iterable[tuple[str, tuple[FeatureConfig, ...]]]:
         """The features of users, items and context."""

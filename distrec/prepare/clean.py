@@ -116,8 +116,9 @@ def events_that_count(
         num_events: Of them.
 
     Returns:
-        user_id, item_id, time, label, weight, split, tasks and the raw context columns; and the
-        rows that each step took away: other_event_type, duplicates, below_min_rating.
+        user_id, item_id, time, label, weight, split, tasks and the raw context columns; event_type,
+        its number, where histories tell it; and the rows that each step took away:
+        other_event_type, duplicates, below_min_rating.
     """
     kinds = F.lit(True)
     if config.event_types:
@@ -143,7 +144,13 @@ def events_that_count(
     if config.min_rating is not None and not config.label_from_rating:
         counts["below_min_rating"] = sums["rows"] - sums["above"]
         kept = kept.filter("__above")
-    return kept.drop("__above", c.RATING, c.EVENT_TYPE), counts
+    kept = kept.drop("__above", c.RATING)
+    if not config.told_event_types:
+        return kept.drop(c.EVENT_TYPE), counts
+    kinds = F.array(*map(F.lit, config.told_event_types))
+    # array_position counts from 1
+    number = F.array_position(kinds, F.col(c.EVENT_TYPE)) + (c.FIRST_INDEX - 1)
+    return kept.withColumn(c.EVENT_TYPE, number.cast("long")), counts
 
 
 def _without_duplicates(events: DataFrame, config: PrepareConfig) -> DataFrame:

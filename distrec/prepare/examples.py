@@ -14,6 +14,7 @@ from distrec.prepare.histories import (
     attach_all,
     attach_before,
     attach_others,
+    history_columns,
     state,
     windows,
 )
@@ -25,12 +26,8 @@ POOLS = {
     c.VALID: (c.TRAIN, KNOWN, WITHHELD),
     c.TEST: (c.TRAIN, KNOWN, WITHHELD, c.VALID),
 }
-_EXAMPLE = (
-    c.USER_INDEX, c.ITEM_INDEX, c.TIME, c.LABEL, c.WEIGHT, c.NUM_EVENTS, c.HISTORY, c.HISTORY_TIMES,
-)  # fmt: skip
-_STATE = (
-    c.USER_ID, c.USER_INDEX, c.TIME, c.NUM_EVENTS, c.HISTORY, c.HISTORY_TIMES, c.SEEN,
-)  # fmt: skip
+_EXAMPLE = (c.USER_INDEX, c.ITEM_INDEX, c.TIME, c.LABEL, c.WEIGHT, c.NUM_EVENTS)
+_STATE = (c.USER_ID, c.USER_INDEX, c.TIME, c.NUM_EVENTS)
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Examples:
 
     Args:
         events: user_id, user_index, item_id, item_index, time, label, weight, split, tasks and
-            encoded context features.
+            encoded context features; event_type, a number, where histories tell it.
         user_features: user_id and the encoded features of every known user.
         user: Fitted features of users.
         context: Fitted features of events.
@@ -65,19 +62,25 @@ class Examples:
         return [feature.spec.column for feature in (*self.user, *self.context)]
 
     @property
+    def history_columns(self) -> list[str]:
+        """What is told of a user's past events."""
+        return list(history_columns(self.events))
+
+    @property
     def example_columns(self) -> list[str]:
         """Columns of train, valid and test."""
-        return [*_EXAMPLE, *map(c.task_column, self.tasks), *self.feature_columns]
+        tasks = map(c.task_column, self.tasks)
+        return [*_EXAMPLE, *self.history_columns, *tasks, *self.feature_columns]
 
     @property
     def query_columns(self) -> list[str]:
         """Columns of valid_queries and test_queries."""
-        return [*_STATE, c.TARGETS, *self.feature_columns]
+        return [*_STATE, *self.history_columns, c.SEEN, c.TARGETS, *self.feature_columns]
 
     @property
     def user_columns(self) -> list[str]:
         """Columns of users."""
-        return [*_STATE, *self.feature_columns]
+        return [*_STATE, *self.history_columns, c.SEEN, *self.feature_columns]
 
     def of(self, split: str) -> DataFrame:
         """The events of one split."""
@@ -91,7 +94,7 @@ class Examples:
         return pool.join(self.of(split).select(c.USER_ID).distinct(), c.USER_ID, "left_semi")
 
     def with_histories(self, examples: DataFrame, split: str) -> DataFrame:
-        """Add num_events, history and history_times to examples of a split."""
+        """Add num_events and the histories to examples of a split."""
         pool = self.pool(split)
         if split == c.TRAIN and not self.has_time:
             return attach_others(examples, pool, self.length)
@@ -117,7 +120,7 @@ class Examples:
         """
         context = [feature.spec.column for feature in self.context]
         first = F.struct(
-            c.TIME, c.ITEM_ID, c.USER_INDEX, c.NUM_EVENTS, c.HISTORY, c.HISTORY_TIMES, *context
+            c.TIME, c.ITEM_ID, c.USER_INDEX, c.NUM_EVENTS, *self.history_columns, *context
         )
         withheld = F.collect_set(F.when(F.col(c.LABEL) > 0, F.struct(c.ITEM_ID, c.ITEM_INDEX)))
         grouped = examples.groupBy(c.USER_ID).agg(
@@ -170,7 +173,7 @@ class Examples:
             c.USER_INDEX,
             now.cast("long").alias(c.TIME),
             F.coalesce(c.NUM_EVENTS, F.lit(0)).cast("long").alias(c.NUM_EVENTS),
-            *(F.coalesce(name, none).alias(name) for name in (c.HISTORY, c.HISTORY_TIMES, c.SEEN)),
+            *(F.coalesce(name, none).alias(name) for name in (*self.history_columns, c.SEEN)),
             *defaults(self.context),
         )
         return self.with_user_features(rows)

@@ -118,7 +118,8 @@ def open_previous(config: Config, user_key: bytes | None = None) -> Continuation
         user_key: With which users are hashed; None: they are not.
 
     Raises:
-        ConfigError: It is this run's own, or a feature or the key of users is another one now.
+        ConfigError: It is this run's own, or a feature, the kinds of event or the key of users are
+            others now.
         DataError: There is none.
     """
     extend = config.prepare.extend
@@ -133,6 +134,7 @@ def open_previous(config: Config, user_key: bytes | None = None) -> Continuation
     previous = read_manifest(directory)
     check_same_key(user_key, previous.user_key_digest)
     _check_features(config, previous, directory)
+    _check_event_types(config, previous, directory)
     _check_files(previous, directory)
     return Continuation(directory, previous)
 
@@ -166,6 +168,17 @@ def _check_features(config: Config, previous: DatasetManifest, directory: Path) 
                         f"{key} = {now!r} for {side} feature {feature.feature_name!r}, which has "
                         f"{was!r} in {directory}. Put it back, or give the feature another name."
                     )
+
+
+def _check_event_types(config: Config, previous: DatasetManifest, directory: Path) -> None:
+    """A kind of event is told by its place, which it keeps."""
+    now, was = config.prepare.told_event_types, previous.event_types
+    if now[: len(was)] != was:
+        raise ConfigError(
+            "the kinds of event of an extended dataset keep their places. Received: "
+            f"prepare.event_types = {list(config.prepare.event_types)}, where {directory} has "
+            f"{list(was)}. Begin with these, in this order, and keep events.time."
+        )
 
 
 def _stored_features(previous: DatasetManifest) -> dict[str, dict[str, object]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
@@ -15,26 +17,37 @@ def last(values: Column, number: Column | int) -> Column:
     return F.slice(values, F.size(values) - kept + 1, kept)
 
 
-def _split_history(pairs: Column) -> list[Column]:
-    """(time, item id, item index) structs to the two columns of the contract."""
-    return [
-        F.transform(pairs, lambda pair: pair[c.ITEM_INDEX]).alias(c.HISTORY),
-        F.transform(pairs, lambda pair: pair[c.TIME]).alias(c.HISTORY_TIMES),
-    ]
+def history_columns(events: DataFrame) -> dict[str, str]:
+    """Columns of the contract, each with what it tells of an event: the kind where it is known."""
+    columns = {c.HISTORY: c.ITEM_INDEX, c.HISTORY_TIMES: c.TIME}
+    if c.EVENT_TYPE in events.columns:
+        columns[c.HISTORY_TYPES] = c.EVENT_TYPE
+    return columns
 
 
-def _without_item_id(events: Column) -> Column:
+def _kind(events: DataFrame) -> list[str]:
+    """Where histories tell the kind, it also orders one user's events of one time and item."""
+    return [c.EVENT_TYPE] if c.EVENT_TYPE in events.columns else []
+
+
+def _split_history(past: Column, told: Mapping[str, str]) -> list[Column]:
+    """Event structs to the columns of the contract."""
+
+    def each(part: str) -> Column:
+        return F.transform(past, lambda event: event[part])
+
+    return [each(part).alias(name) for name, part in told.items()]
+
+
+def _without_item_id(events: Column, told: Mapping[str, str]) -> Column:
     """What orders events inside a time need not be carried on."""
     return F.transform(
-        events,
-        lambda event: F.struct(
-            event[c.TIME].alias(c.TIME), event[c.ITEM_INDEX].alias(c.ITEM_INDEX)
-        ),
+        events, lambda event: F.struct(*(event[part].alias(part) for part in told.values()))
     )
 
 
 def _positives(pool: DataFrame) -> DataFrame:
-    event = F.struct(c.TIME, c.ITEM_ID, c.ITEM_INDEX)
+    event = F.struct(c.TIME, c.ITEM_ID, c.ITEM_INDEX, *_kind(pool))
     return pool.filter(F.col(c.LABEL) > 0).select(c.USER_ID, c.TIME, event.alias("event"))
 
 
@@ -48,12 +61,14 @@ def attach_before(examples: DataFrame, pool: DataFrame, length: int) -> DataFram
 
     Args:
         examples: user_id, time and anything else.
-        pool: user_id, time, item_id, item_index, label.
+        pool: user_id, time, item_id, item_index, label; event_type, where histories tell it.
         length: L.
 
     Returns:
-        The examples with history, history_times and num_events.
+        The examples with history, history_times and num_events, and history_types where the pool
+        has event_type.
     """
+    told = history_columns(pool)
     columns = examples.columns
     packed = examples.select(
         c.USER_ID,
@@ -78,40 +93,44 @@ def attach_before(examples: DataFrame, pool: DataFrame, length: int) -> DataFram
     )
     # the place among the groups with positives; a group without any stands where the next one will
     place = F.when(F.col("number") > 0, through).otherwise(through + 1).cast("long")
+    tail = _without_item_id(last(F.col("events"), length), told)
     groups = groups.select(
         c.USER_ID,
         "examples",
         F.coalesce(earlier, F.lit(0)).cast("long").alias(c.NUM_EVENTS),
         place.alias("place"),
         # collect_list passes over nulls
-        F.when(F.col("number") > 0, _without_item_id(last(F.col("events"), length))).alias("tail"),
+        F.when(F.col("number") > 0, tail).alias("tail"),
     )
     before = Window.partitionBy(c.USER_ID).orderBy("place").rangeBetween(-length, -1)
     groups = groups.withColumn("past", F.flatten(F.collect_list("tail").over(before)))
     # only now drop the groups that are there for others
     groups = groups.filter(F.size("examples") > 0).withColumn("past", last(F.col("past"), length))
     exploded = groups.select(
-        F.explode("examples").alias("example"), c.NUM_EVENTS, *_split_history(F.col("past"))
+        F.explode("examples").alias("example"), c.NUM_EVENTS, *_split_history(F.col("past"), told)
     )
-    return exploded.select("example.*", c.NUM_EVENTS, c.HISTORY, c.HISTORY_TIMES)
+    return exploded.select("example.*", c.NUM_EVENTS, *told)
 
 
 def windows(events: DataFrame, length: int) -> DataFrame:
     """Cut each user's events into stretches of `length`, the newest one whole.
 
     Args:
-        events: user_id, time, item_id, item_index and anything else; all of them positive.
+        events: user_id, time, item_id, item_index, event_type where histories tell it, and anything
+            else; all of them positive.
         length: L.
 
     Returns:
-        One row a stretch: its last event, with the events before it as history, history_times and
-        num_events. Where an earlier stretch exists, the history begins with its last event, so that
-        a history holds at most L. Events of one time are in order of item id, and in each other's
-        history.
+        One row a stretch: its last event, with the events before it as history, history_times,
+        history_types where there is event_type, and num_events. Where an earlier stretch exists,
+        the history begins with its last event, so that a history holds at most L. Events of one
+        time are in order of item id, and in each other's history.
     """
-    example = F.struct(c.TIME, c.ITEM_ID, *sorted(set(events.columns) - {c.TIME, c.ITEM_ID}))
+    told = history_columns(events)
+    order = [c.TIME, c.ITEM_ID, *_kind(events)]
+    example = F.struct(*order, *sorted(set(events.columns) - set(order)))
     user = Window.partitionBy(c.USER_ID)
-    by_time = user.orderBy(c.TIME, c.ITEM_ID)
+    by_time = user.orderBy(*order)
     numbered = events.select(
         c.USER_ID,
         example.alias("example"),
@@ -136,26 +155,29 @@ def windows(events: DataFrame, length: int) -> DataFrame:
         F.slice("examples", 1, F.size("examples") - 1),
     )
     joined = rows.withColumn("past", past)
-    return joined.select("example.*", c.NUM_EVENTS, *_split_history(F.col("past")))
+    return joined.select("example.*", c.NUM_EVENTS, *_split_history(F.col("past"), told))
 
 
 def state(pool: DataFrame, length: int) -> DataFrame:
     """One row a user: all that the pool knows of them.
 
     Args:
-        pool: user_id, time, item_id, item_index, label.
+        pool: user_id, time, item_id, item_index, label; event_type, where histories tell it.
         length: L.
 
     Returns:
-        user_id, num_events, history, history_times; seen (item indexes of all events, negative ones
-        too, ascending, without unknown items); last_time of any event.
+        user_id, num_events, history, history_times, history_types where the pool has event_type;
+        seen (item indexes of all events, negative ones too, ascending, without unknown items);
+        last_time of any event.
     """
-    event = F.struct(c.TIME, c.ITEM_ID, c.ITEM_INDEX)
+    told = history_columns(pool)
+    parts = [c.TIME, c.ITEM_ID, c.ITEM_INDEX, *_kind(pool)]
+    event = F.struct(*parts)
     is_positive = F.col(c.LABEL) > 0
     known = F.col(c.ITEM_INDEX) >= c.FIRST_INDEX
     # of a user with a hundred thousand events no more than these are held at once
     newest = Window.partitionBy(c.USER_ID).orderBy(
-        is_positive.desc(), *(F.desc(name) for name in (c.TIME, c.ITEM_ID, c.ITEM_INDEX))
+        is_positive.desc(), *(F.desc(name) for name in parts)
     )
     is_last = is_positive & (F.row_number().over(newest) <= length)
     grouped = (
@@ -171,7 +193,7 @@ def state(pool: DataFrame, length: int) -> DataFrame:
     return grouped.select(
         c.USER_ID,
         c.NUM_EVENTS,
-        *_split_history(F.col("events")),
+        *_split_history(F.col("events"), told),
         c.SEEN,
         "last_time",
     )
@@ -180,11 +202,10 @@ def state(pool: DataFrame, length: int) -> DataFrame:
 def attach_all(examples: DataFrame, states: DataFrame) -> DataFrame:
     """Give each example all that `states` knows of its user, whatever the time."""
     none = F.array().cast("array<bigint>")
-    filled = {
-        c.NUM_EVENTS: F.coalesce(c.NUM_EVENTS, F.lit(0).cast("long")),
-        c.HISTORY: F.coalesce(c.HISTORY, none),
-        c.HISTORY_TIMES: F.coalesce(c.HISTORY_TIMES, none),
-    }
+    filled = {c.NUM_EVENTS: F.coalesce(c.NUM_EVENTS, F.lit(0).cast("long"))}
+    for name in (c.HISTORY, c.HISTORY_TIMES, c.HISTORY_TYPES):
+        if name in states.columns:
+            filled[name] = F.coalesce(name, none)
     joined = examples.join(states.select(c.USER_ID, *filled), c.USER_ID, "left")
     return joined.withColumns(filled)
 

@@ -205,6 +205,7 @@ class Output:
             history_length=prepare.history_length,
             train_rows=prepare.train_rows,
             has_time=self.examples.has_time,
+            event_types=prepare.told_event_types,
             has_labels=prepare.events.label is not None or prepare.label_from_rating,
             rating_scale=self.rating_scale,
             tasks=prepare.events.tasks,

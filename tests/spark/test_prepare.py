@@ -22,13 +22,13 @@ from distrec.user_key import ENVIRONMENT, hashed, key_digest
 # u1 a10 b20 c20 d30 e40; u2 b11 a12 c13 x14; u3 a5 b6. Leave-one-out: test e, x; valid d, c.
 EVENTS = """\
 u1,a,10,5,view,tv,1
-u1,b,20,5,view,tv,0.5
+u1,b,20,5,buy,tv,0.5
 u1,c,20,5,view,tv,1
-u1,d,30,5,view,tv,1
+u1,d,30,5,buy,tv,1
 u1,e,40,5,view,tv,1
-u2,b,11,4,view,web,1
+u2,b,11,4,buy,web,1
 u2,a,12,4,view,web,1
-u2,c,13,4,view,car,1
+u2,c,13,4,buy,car,1
 u2,x,14,4,view,web,1
 u3,a,5,3,view,web,1
 u3,b,6,3,view,web,1
@@ -113,7 +113,8 @@ def made(
     }  # fmt: skip
     section = {
         "events": events, "items": items, "users": users, "min_rating": 2.0,
-        "event_types": ["view"], "history_length": 3, "max_reject_share": 0.5, "latest_time": 1000,
+        "event_types": ["view", "buy"], "history_length": 3, "max_reject_share": 0.5,
+        "latest_time": 1000,
     }  # fmt: skip
     config = config_of(tmp_path_factory.mktemp("run of läden"), prepare=section)
     manifest = prepare.run(spark, config)
@@ -219,6 +220,9 @@ def test_users_as_of_now(made: tuple[DatasetManifest, Path]) -> None:
     u1, u2, u9 = found["u1"], found["u2"], found["u9"]
     assert (u1["user_index"], u1["num_events"], u1["time"]) == (2, 5, 41)
     assert (u1["history"], u1["history_times"]) == ([4, 5, 6], [20, 30, 40])
+    assert [found[user]["history_types"] for user in ("u1", "u2", "u3", "u9")] == [
+        [2, 3, 2], [2, 3, 2], [2, 2], [],
+    ]  # fmt: skip
     assert u1["seen"] == [2, 3, 4, 5, 6]
     # x is in no catalogue: unknown in the history, and nothing that could be masked
     assert (u2["history"], u2["seen"]) == ([2, 4, 1], [2, 3, 4])
@@ -238,20 +242,22 @@ def test_examples_know_only_what_lies_strictly_before(made: tuple[DatasetManifes
         for split in ("train", "valid", "test")
         for row in rows(manifest, directory, split)
     }
-    histories = {key: (row["history"], row["history_times"]) for key, row in found.items()}
+    columns = ("history", "history_times", "history_types")
+    histories = {key: tuple(row[name] for name in columns) for key, row in found.items()}
+    assert manifest.event_types == ("view", "buy")
     assert histories == {
-        ("train", 2, 2): ([], []),
+        ("train", 2, 2): ([], [], []),
         # b and c at the same time do not see each other
-        ("train", 2, 3): ([2], [10]),
-        ("train", 2, 4): ([2], [10]),
-        ("valid", 2, 5): ([2, 3, 4], [10, 20, 20]),
-        ("test", 2, 6): ([3, 4, 5], [20, 20, 30]),
-        ("train", 3, 3): ([], []),
-        ("train", 3, 2): ([3], [11]),
-        ("valid", 3, 4): ([3, 2], [11, 12]),
-        ("test", 3, 1): ([3, 2, 4], [11, 12, 13]),
-        ("train", 4, 2): ([], []),
-        ("train", 4, 3): ([2], [5]),
+        ("train", 2, 3): ([2], [10], [2]),
+        ("train", 2, 4): ([2], [10], [2]),
+        ("valid", 2, 5): ([2, 3, 4], [10, 20, 20], [2, 3, 2]),
+        ("test", 2, 6): ([3, 4, 5], [20, 20, 30], [3, 2, 3]),
+        ("train", 3, 3): ([], [], []),
+        ("train", 3, 2): ([3], [11], [3]),
+        ("valid", 3, 4): ([3, 2], [11, 12], [3, 2]),
+        ("test", 3, 1): ([3, 2, 4], [11, 12, 13], [3, 2, 3]),
+        ("train", 4, 2): ([], [], []),
+        ("train", 4, 3): ([2], [5], [2]),
     }
     assert found["test", 2, 6]["num_events"] == 4
     assert found["train", 2, 3]["weight"] == 0.5
@@ -271,7 +277,7 @@ def test_queries(made: tuple[DatasetManifest, Path]) -> None:
         "u1": ([6], [2, 3, 4, 5]), "u2": ([1], [2, 3, 4]),
     }  # fmt: skip
     assert (test["u1"]["time"], test["u1"]["num_events"]) == (40, 4)
-    assert test["u1"]["history"] == [3, 4, 5]
+    assert (test["u1"]["history"], test["u1"]["history_types"]) == ([3, 4, 5], [3, 2, 3])
     assert valid["u2"]["context_device"] == 1
 
 

@@ -318,6 +318,10 @@ def indexed(spark: SparkSession, rows: list[tuple[int, int, float, str]]) -> Dat
     )
 
 
+def with_kinds(events: DataFrame) -> DataFrame:
+    return events.withColumn("event_type", 2 + F.col("item_index") % 3)
+
+
 def make_examples(spark: SparkSession, events: DataFrame, by_time: bool) -> Examples:
     features = spark.createDataFrame([("u",)], "user_id string")
     return Examples(events, features, (), (), (), length=3, has_time=True, by_time=by_time)
@@ -330,7 +334,7 @@ def test_histories_equal_a_plain_loop(spark: SparkSession) -> None:
         (item, generator.randrange(12), float(generator.random() < 0.5), "train")
         for item in range(2, 42)
     ]
-    events = indexed(spark, rows)
+    events = with_kinds(indexed(spark, rows))
     found = {row.item_index: row for row in attach_before(events, events, 3).collect()}
     assert len(found) == len(rows)
     for item, time, _, _ in rows:
@@ -338,33 +342,40 @@ def test_histories_equal_a_plain_loop(spark: SparkSession) -> None:
         assert found[item].num_events == len(past)
         assert found[item].history == [i for _, i in past[-3:]], (item, time)
         assert found[item].history_times == [t for t, _ in past[-3:]]
+        assert found[item].history_types == [2 + i % 3 for _, i in past[-3:]]
 
 
 def test_windows_hold_every_event_once(spark: SparkSession) -> None:
-    """Two users of 11 and 3 events, with ties, in windows of 3."""
+    """Two users of 11 and 3 events, with ties, some of one item, in windows of 3."""
     generator = random.Random(5)
-    users = {"u": list(range(2, 13)), "v": [20, 21, 22]}
+    times = {item: generator.randrange(6) for item in range(2, 23)}
+    # item and kind; items 4 to 7 are seen and bought at once
+    users = {
+        "u": [(2, 2), (3, 3), (8, 2), *((item, kind) for item in range(4, 8) for kind in (2, 3))],
+        "v": [(20, 3), (21, 2), (22, 2)],
+    }
     events = {
-        user: sorted((generator.randrange(8), item) for item in items)
-        for user, items in users.items()
+        user: sorted((times[item], item, kind) for item, kind in own) for user, own in users.items()
     }
     rows = [
-        (user, ord(user), f"i{item:02d}", item, time, 1.0, 1.0, "train")
+        (user, ord(user), f"i{item:02d}", item, time, 1.0, 1.0, "train", kind)
         for user, own in events.items()
-        for time, item in own
+        for time, item, kind in own
     ]
-    found = windows(shuffled_frame(spark, rows, INDEXED), 3).collect()
+    found = windows(shuffled_frame(spark, rows, f"{INDEXED}, event_type long"), 3).collect()
     assert len(found) == 4 + 1
     ends = {"u": [11, 8, 5, 2], "v": [3]}
     for row in found:
         own = events[row.user_id]
-        end = next(n for n in ends[row.user_id] if own[n - 1] == (row.time, row.item_index))
+        last = (row.time, row.item_index, row.event_type)
+        end = next(n for n in ends[row.user_id] if own[n - 1] == last)
         ends[row.user_id].remove(end)
         # the last event of the window before, and the window's own
         before = own[max(0, end - 4) : end - 1]
         assert row.num_events == end - 1
-        assert row.history == [item for _, item in before]
-        assert row.history_times == [time for time, _ in before]
+        assert row.history == [item for _, item, _ in before]
+        assert row.history_times == [time for time, _, _ in before]
+        assert row.history_types == [kind for _, _, kind in before]
         assert (row.user_index, row.weight) == (ord(row.user_id), 1.0)
 
 
@@ -384,10 +395,11 @@ def test_queries_of_a_split_that_is_not_by_time(spark: SparkSession) -> None:
     """All that train has is known, and the query comes after it; negatives are seen, no history."""
     rows = [(2, 10, 1.0, "train"), (3, 50, 1.0, "train"), (4, 60, 0.0, "train"),
             (5, 20, 1.0, "test"), (1, 21, 1.0, "test")]  # fmt: skip
-    examples = make_examples(spark, indexed(spark, rows), by_time=False)
+    examples = make_examples(spark, with_kinds(indexed(spark, rows)), by_time=False)
     test = examples.with_histories(examples.of("test"), "test")
     (query,) = examples.queries(test, "test").collect()
     assert (query.history, query.history_times) == ([2, 3], [10, 50])
+    assert query.history_types == [2 + 2 % 3, 2 + 3 % 3]
     assert (query.time, query.num_events) == (61, 2)
     assert (query.targets, query.seen) == ([1, 5], [2, 3, 4])
 

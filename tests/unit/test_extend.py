@@ -73,6 +73,26 @@ def test_a_feature_keeps_its_meaning(
         open_previous(config_of(tmp_path, features, extend=extend))
 
 
+def test_kinds_of_event_keep_their_places(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "old", num_users=4, num_items=4, event_types=("view", "buy"))
+
+    def config(time: str | None, *event_types: str) -> Config:
+        events = {"paths": ["x"], "event_type": "kind", **({"time": time} if time else {})}
+        section = {
+            "events": events, "event_types": event_types, "extend": str(tmp_path / "old"),
+            "split": {"method": "random"},
+        }  # fmt: skip
+        return parse_config({"name": "t", "output": str(tmp_path), "prepare": section}, "the test")
+
+    for kinds in (("view", "buy"), ("view", "buy", "cart")):
+        assert open_previous(config("t", *kinds)).generation == 1
+    for time, *kinds in (("t", "buy", "view"), ("t", "view"), ("t",), (None, "view", "buy")):
+        with pytest.raises(ConfigError, match=r"keep their places.*old has \['view', 'buy'\]"):
+            open_previous(config(time, *kinds))
+    with pytest.raises(ConfigError, match="event_types names each kind once"):
+        config("t", "view", "view")
+
+
 def test_the_own_dataset_is_not_extended_by_whatever_path(old: Config) -> None:
     extend = os.path.relpath(old.dataset_directory)
     with pytest.raises(ConfigError, match="names another run's dataset"):

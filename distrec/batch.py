@@ -96,6 +96,8 @@ class Batch:
         ids: user and context features that are ids, by dataset column.
         dense: user and context numbers and vectors side by side, in the manifest's order: float32,
             (B, num_dense).
+        history_types: int64 kinds of event, aligned with history: columns.FIRST_INDEX + the place
+            among the manifest's event_types, or UNKNOWN_INDEX; None where the data has none.
     """
 
     user_index: Tensor
@@ -108,6 +110,7 @@ class Batch:
     history_times: Jagged
     ids: Mapping[str, Jagged]
     dense: Tensor
+    history_types: Jagged | None = None
 
     @property
     def batch_size(self) -> int:
@@ -116,6 +119,7 @@ class Batch:
 
     def select(self, positions: Tensor) -> Batch:
         """The examples at the given positions, int64 (M,), in that order."""
+        types = self.history_types
         return Batch(
             user_index=self.user_index[positions],
             item_index=self.item_index[positions],
@@ -127,12 +131,14 @@ class Batch:
             history_times=self.history_times.select(positions),
             ids={name: bags.select(positions) for name, bags in self.ids.items()},
             dense=self.dense[positions],
+            history_types=None if types is None else types.select(positions),
         )
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
         if self.user_index.device == device:
             return self
+        types = self.history_types
         return Batch(
             user_index=self.user_index.to(device, non_blocking=True),
             item_index=self.item_index.to(device, non_blocking=True),
@@ -144,6 +150,7 @@ class Batch:
             history_times=self.history_times.to(device),
             ids={name: bags.to(device) for name, bags in self.ids.items()},
             dense=self.dense.to(device, non_blocking=True),
+            history_types=None if types is None else types.to(device),
         )
 
 

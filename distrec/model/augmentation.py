@@ -45,19 +45,26 @@ def augment(
     """
     if not kinds or share == 0.0:
         return batch, batch
+    types = batch.history_types
     device = batch.history.offsets.device
     # -1 for what stays as it is
     kind = torch.randint(len(kinds), (batch.batch_size,), device=device)
     kind = kind.masked_fill(torch.rand(batch.batch_size, device=device) >= share, -1)
     if "reorder" in kinds:
-        history = reorder(batch.history, rate, kind == kinds.index("reorder"))
-        batch = replace(batch, history=history)
+        order = reorder(batch.history, rate, kind == kinds.index("reorder"))
+        batch = replace(
+            batch,
+            history=_ordered(batch.history, order),
+            history_types=None if types is None else _ordered(types, order),
+        )
+        types = batch.history_types
     if "crop" in kinds:
         kept = crop(batch.history, rate, kind == kinds.index("crop"))
         batch = replace(
             batch,
             history=keep_values(batch.history, kept),
             history_times=keep_values(batch.history_times, kept),
+            history_types=None if types is None else keep_values(types, kept),
         )
     if "substitute" not in kinds:
         return batch, batch
@@ -92,13 +99,23 @@ def crop(history: Jagged, rate: float, chosen: Tensor) -> Tensor:
     return _inside(history, _stretches(lengths, sizes), sizes)
 
 
-def reorder(history: Jagged, rate: float, chosen: Tensor) -> Jagged:
+def _ordered(values: Jagged, order: Tensor) -> Jagged:
+    """What goes along with events, in their new order."""
+    return Jagged(values.values[order], values.offsets)
+
+
+def reorder(history: Jagged, rate: float, chosen: Tensor) -> Tensor:
     """Put the items of one stretch in another order; places and times stay.
+
+    Each item takes along of which kind its event was.
 
     Args:
         history: B histories.
         rate: Share of the events in the stretch.
         chosen: bool, (B,): the others stay as they are.
+
+    Returns:
+        int64, (nnz,): the place from which each event's item comes.
     """
     lengths = history.lengths
     sizes = torch.where(chosen, (lengths * rate).to(torch.int64), 0)
@@ -110,7 +127,7 @@ def reorder(history: Jagged, rate: float, chosen: Tensor) -> Jagged:
     # anywhere in the stretch, which takes up [first, first + size)
     first = history.offsets[bag] + starts[bag]
     order = torch.where(inside, first + draws * sizes[bag], order)
-    return Jagged(history.values[torch.argsort(order, stable=True)], history.offsets)
+    return torch.argsort(order, stable=True)
 
 
 def substitute(history: Jagged, rate: float, chosen: Tensor, similar: Tensor) -> Jagged:

@@ -32,6 +32,8 @@ class ModelSpec(BaseModel):
     """The lowest and the highest rating, where labels are ratings."""
     tasks: tuple[str, ...] = ()
     """Further tasks that have labels, in the order of their columns in a batch."""
+    event_types: tuple[str, ...] = ()
+    """Kinds of event that histories tell apart, if they do."""
 
     @classmethod
     def from_manifest(cls, manifest: DatasetManifest) -> ModelSpec:
@@ -45,6 +47,7 @@ class ModelSpec(BaseModel):
             has_labels=manifest.has_labels,
             rating_scale=manifest.rating_scale,
             tasks=manifest.tasks,
+            event_types=manifest.event_types,
         )
 
     @property

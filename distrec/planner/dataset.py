@@ -47,7 +47,7 @@ def read_sample(directory: Path, manifest: DatasetManifest, least_rows: int) -> 
     Raises:
         DataError: The files are not those of the manifest.
     """
-    layout = example_layout(manifest.features)
+    layout = example_layout(manifest.features, event_types=manifest.event_types)
     parts: list[Rows] = []
     num_rows = num_ids = 0
     for rows in _stream(directory, manifest, c.TRAIN, layout, _ROWS_AT_ONCE):

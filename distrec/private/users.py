@@ -30,7 +30,7 @@ from distrec.world import World
 _LAYOUT = Layout((c.USER_INDEX, c.ITEM_INDEX), (c.LABEL, c.WEIGHT), (), ())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class UserBatch(Batch):
     """U users, each once; of the fields of `Batch` only user_index means something.
 

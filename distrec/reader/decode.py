@@ -81,8 +81,8 @@ def decode(table: pa.Table, layout: Layout, origin: str, rows: Integers | None =
         rows: The rows to take, in this order; None takes all as they are.
 
     Raises:
-        DataError: A column is missing, has another type, holds a null, or a vector has another
-            length than its feature.
+        DataError: A column is missing, has another type, holds a null, a vector has another length
+            than its feature, or a history's kinds of event are not one each, or none of theirs.
     """
     arrays = _columns(table, layout.types, origin)
     dense = np.empty((table.num_rows, layout.num_dense), dtype=np.float32)
@@ -92,6 +92,8 @@ def decode(table: pa.Table, layout: Layout, origin: str, rows: Integers | None =
         dense[:, left:right] = _dense_columns(arrays[feature.column], feature, origin)
         left = right
     lists = {name: Ragged(*_flatten(arrays[name], name, origin)) for name in layout.lists}
+    if layout.num_event_types:
+        _check_event_types(lists, layout.num_event_types, origin)
     if rows is not None:
         dense = dense.take(rows, axis=0)
         order = pa.array(rows)
@@ -154,6 +156,23 @@ def _flatten(array: pa.ListArray, name: str, origin: str) -> tuple[NDArray[Any],
     if values.null_count:
         raise _null_error(values.null_count, name, origin)
     return values.to_numpy(), offsets - offsets[0]
+
+
+def _check_event_types(lists: Mapping[str, Ragged], num_types: int, origin: str) -> None:
+    """Nothing else looks at them before they are rows of a parameter."""
+    types = lists[c.HISTORY_TYPES]
+    if not np.array_equal(types.offsets, lists[c.HISTORY].offsets):
+        raise DataError(
+            f"a history has one kind an event. Received: lists of column {c.HISTORY_TYPES!r} that "
+            f"are not as long as those of {c.HISTORY!r} ({origin}). Run prepare again."
+        )
+    stop = c.FIRST_INDEX + num_types
+    wrong = (types.values < c.UNKNOWN_INDEX) | (types.values >= stop)
+    if wrong.any():
+        raise DataError(
+            f"kinds of event in column {c.HISTORY_TYPES!r} lie in [{c.UNKNOWN_INDEX}, {stop}). "
+            f"Received: {types.values[wrong][0]} ({origin}). Run prepare again."
+        )
 
 
 def _side_by_side(
@@ -242,11 +261,11 @@ def to_batch(parts: Sequence[Rows], features: Sequence[FeatureSpec]) -> Batch:
         parts: At least one. Rows without an item (queries) get padding, label 0 and weight 0.
         features: The manifest's.
     """
-    scalars = _scalars(parts)
+    layout, scalars = parts[0].layout, _scalars(parts)
     user_index = scalars[c.USER_INDEX]
     if c.ITEM_INDEX in scalars:
         item_index, weights = scalars[c.ITEM_INDEX], scalars[c.WEIGHT]
-        names = [name for name in parts[0].layout.floats if name != c.WEIGHT]
+        names = [name for name in layout.floats if name != c.WEIGHT]
         labels = torch.stack([scalars[name] for name in names], dim=1)
     else:
         item_index = torch.full_like(user_index, c.PADDING_INDEX)
@@ -260,6 +279,7 @@ def to_batch(parts: Sequence[Rows], features: Sequence[FeatureSpec]) -> Batch:
         num_events=scalars[c.NUM_EVENTS],
         history=_jagged(parts, c.HISTORY),
         history_times=_jagged(parts, c.HISTORY_TIMES),
+        history_types=_jagged(parts, c.HISTORY_TYPES) if layout.num_event_types else None,
         ids=_ids(parts, scalars, id_columns(features, "user", "context")),
         dense=_dense(parts),
     )
@@ -289,7 +309,9 @@ def to_items(parts: Sequence[Rows], features: Sequence[FeatureSpec]) -> ItemBatc
 
 
 def decode_queries(
-    table: pa.Table | pa.RecordBatch, manifest_features: Sequence[FeatureSpec]
+    table: pa.Table | pa.RecordBatch,
+    manifest_features: Sequence[FeatureSpec],
+    event_types: Sequence[str] = (),
 ) -> QueryBatch:
     """Queries from rows of users/ or of a query split, wherever they were read.
 
@@ -297,12 +319,14 @@ def decode_queries(
         table: Columns as distrec.dataset describes them; unknown ones are ignored. Without a
             column `targets` there are none.
         manifest_features: `manifest.features`.
+        event_types: `manifest.event_types`.
 
     Raises:
         DataError: As `decode`.
     """
     if isinstance(table, pa.RecordBatch):
         table = pa.Table.from_batches([table])
-    layout = query_layout(manifest_features, targets=c.TARGETS in table.column_names)
+    has_targets = c.TARGETS in table.column_names
+    layout = query_layout(manifest_features, event_types, targets=has_targets)
     rows = decode(table, layout, "a table of users")
     return to_queries([rows], manifest_features)

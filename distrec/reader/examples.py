@@ -69,7 +69,9 @@ class ExampleReader:
         self._config = reader_config
         self._global_batch_size = global_batch_size
         self._seed = seed
-        self._layout: Layout = example_layout(manifest.features, manifest.tasks)
+        self._layout: Layout = example_layout(
+            manifest.features, manifest.tasks, manifest.event_types
+        )
         self._files: tuple[SplitFile, ...] = open_split(directory, manifest, split, self._layout)
         self._row_groups = RowGroupReader(
             self._files, self._layout.columns, reader_config.cache_mib

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from distrec import columns as c
@@ -21,12 +21,14 @@ class Layout:
         floats: float32 columns.
         lists: list<int64> columns.
         dense: Features that stand side by side in the dense matrix, in its order.
+        num_event_types: Kinds of event that histories tell apart; 0 where they do not.
     """
 
     integers: tuple[str, ...]
     floats: tuple[str, ...]
     lists: tuple[str, ...]
     dense: tuple[FeatureSpec, ...]
+    num_event_types: int = 0
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -57,16 +59,21 @@ class Layout:
         }
 
 
-def example_layout(features: Iterable[FeatureSpec], tasks: Iterable[str] = ()) -> Layout:
+def example_layout(
+    features: Iterable[FeatureSpec], tasks: Iterable[str] = (), event_types: Sequence[str] = ()
+) -> Layout:
     """Columns of train, valid and test, with the labels of further tasks."""
     floats = (c.WEIGHT, c.LABEL, *map(c.task_column, tasks))
-    return _layout(features, ("user", "context"), (*_STATE, c.ITEM_INDEX), floats, _HISTORIES)
+    integers = (*_STATE, c.ITEM_INDEX)
+    return _layout(features, ("user", "context"), integers, floats, _HISTORIES, event_types)
 
 
-def query_layout(features: Iterable[FeatureSpec], *, targets: bool = True) -> Layout:
+def query_layout(
+    features: Iterable[FeatureSpec], event_types: Sequence[str] = (), *, targets: bool = True
+) -> Layout:
     """Columns of valid_queries and test_queries, and without targets of users."""
     lists = (*_HISTORIES, c.SEEN, c.TARGETS) if targets else (*_HISTORIES, c.SEEN)
-    return _layout(features, ("user", "context"), _STATE, (), lists)
+    return _layout(features, ("user", "context"), _STATE, (), lists, event_types)
 
 
 def item_layout(features: Iterable[FeatureSpec]) -> Layout:
@@ -85,13 +92,16 @@ def _layout(
     integers: tuple[str, ...],
     floats: tuple[str, ...],
     lists: tuple[str, ...],
+    event_types: Sequence[str] = (),
 ) -> Layout:
     chosen = [feature for feature in features if feature.side in sides]
     singles = tuple(f.column for f in chosen if f.kind == "categorical")
     several = tuple(f.column for f in chosen if f.has_several_ids)
+    types = (c.HISTORY_TYPES,) if event_types else ()
     return Layout(
         integers=(*integers, *singles),
         floats=floats,
-        lists=(*lists, *several),
+        lists=(*lists, *types, *several),
         dense=tuple(f for f in chosen if f.is_dense),
+        num_event_types=len(event_types),
     )

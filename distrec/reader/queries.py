@@ -44,7 +44,7 @@ def read_queries(
         DataError: The files are not those of the manifest: at once, not with the first batch.
     """
     assert batch_size > 0, batch_size
-    layout = query_layout(manifest.features, targets=split != c.USERS)
+    layout = query_layout(manifest.features, manifest.event_types, targets=split != c.USERS)
     files = open_split(directory, manifest, split, layout)
     return _query_batches(files, layout, manifest.features, world, batch_size)
 

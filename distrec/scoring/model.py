@@ -86,7 +86,7 @@ def check_same_data(model: ScoringModel, dataset: DatasetManifest, directory: Pa
     wanted, found = ModelSpec.from_manifest(dataset), model.manifest.model_spec
     differing += [
         name
-        for name in ("features", "num_users", "num_trained_items", "tasks")
+        for name in ("features", "num_users", "num_trained_items", "tasks", "event_types")
         if getattr(wanted, name) != getattr(found, name)
     ]
     if differing:

@@ -144,7 +144,8 @@ def _not_shared(received: str) -> DataError:
 
 
 def _score(task: ScoreTask, opened: _Opened, batch: pa.RecordBatch) -> pa.RecordBatch:
-    queries = decode_queries(batch, opened.model.manifest.model_spec.features)
+    spec = opened.model.manifest.model_spec
+    queries = decode_queries(batch, spec.features, spec.event_types)
     users = opened.model.encode_users(queries.batch)
     seen = queries.seen if task.exclude_seen else None
     best = blocked_top_k(users, opened.items, task.k, task.item_block, seen, opened.blocked)

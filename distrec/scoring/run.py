@@ -67,7 +67,7 @@ class _Scoring:
         self.directory = config.dataset_directory
         if not dataset.splits[c.USERS].num_rows and self.score.users is None:
             raise DataError(f"there is nobody to score: {self.directory} has no users. Set {KEY}.")
-        layout = query_layout(dataset.features, targets=False)
+        layout = query_layout(dataset.features, dataset.event_types, targets=False)
         open_split(self.directory, dataset, c.USERS, layout)
         # now, so that a wrong path or column is told before the catalogue is encoded
         self.listed = self.blocked = self.key = None

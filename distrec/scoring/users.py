@@ -205,15 +205,16 @@ class ListedUsers:
         none = F.array().cast("array<bigint>")
         indexes = F.coalesce(F.transform("events", lambda one: one[c.ITEM_INDEX]), none)
         history = last(indexes, self.manifest.history_length)
-        zero = F.lit(0).cast("long")
+        zero, unknown = (F.lit(value).cast("long") for value in (0, c.UNKNOWN_INDEX))
         return past.withColumns(
             {
-                c.USER_INDEX: F.lit(c.UNKNOWN_INDEX).cast("long"),
-                # nobody has said when
+                c.USER_INDEX: unknown,
+                # nobody has said when, or of which kind
                 c.TIME: zero,
                 c.NUM_EVENTS: F.size(indexes).cast("long"),
                 c.HISTORY: history,
                 c.HISTORY_TIMES: F.transform(history, lambda _: zero),
+                c.HISTORY_TYPES: F.transform(history, lambda _: unknown),
                 c.SEEN: F.sort_array(F.array_distinct(indexes)),
             }
         ).drop("events")
@@ -264,7 +265,8 @@ class ListedUsers:
 
 def user_columns(manifest: DatasetManifest) -> list[str]:
     """user_id and what scoring reads of a user."""
-    return [c.USER_ID, *query_layout(manifest.features, targets=False).columns]
+    layout = query_layout(manifest.features, manifest.event_types, targets=False)
+    return [c.USER_ID, *layout.columns]
 
 
 def _default(spec: FeatureSpec) -> Column:

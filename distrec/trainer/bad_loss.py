@@ -108,8 +108,11 @@ def write_batch(batch: Batch, path: Path, tasks: Sequence[str] = ()) -> None:
         c.NUM_EVENTS: _array(batch.num_events),
     }
     lists: Mapping[str, Jagged] = {
-        c.HISTORY: batch.history, c.HISTORY_TIMES: batch.history_times, **batch.ids
-    }  # fmt: skip
+        c.HISTORY: batch.history,
+        c.HISTORY_TIMES: batch.history_times,
+        **({} if batch.history_types is None else {c.HISTORY_TYPES: batch.history_types}),
+        **batch.ids,
+    }
     for name, bags in lists.items():
         arrays[name] = pa.LargeListArray.from_arrays(_array(bags.offsets), _array(bags.values))
     width = batch.dense.shape[1]

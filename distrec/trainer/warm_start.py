@@ -31,6 +31,8 @@ logger = logging.getLogger("distrec.train")
 
 # towers that read features side by side: their parameters go with the order of those
 _FEATURE_TOWERS = ("towers.deep.", "towers.content.item_")
+# a row a kind of event, by its place
+_KINDS = "towers.sequence.kinds"
 _KEY = "train.warm_start"
 
 
@@ -176,6 +178,8 @@ def _read_old(run: Run, path: Path) -> _Old:
     old_towers = saved.config.get("model", {}).get("towers", ())
     if set(old_towers) != set(run.model.tower_names):
         leave = (*leave, "tower_weights")
+    if saved.model_spec.event_types != inputs.spec.event_types:
+        leave = (*leave, _KINDS)
     left = checkpoint.load_dense_where_it_fits(path, saved, run.model, leave)
     _check_frozen(run, path, rows, left)
     return _Old(rows, reused, left)

@@ -57,7 +57,8 @@ def curve_config(directory: Path, kind: str) -> Config:
         keys["model"] = {"towers": towers, "cf_history": "mean"}
         # five steps an epoch
         keys["train"] |= {"global_batch_size": 24, "max_epochs": 10, "fit_tower_weights": True}
-        return make_config(directory / kind, keys, train_rows="windows")
+        kinds = ("view", "buy")
+        return make_config(directory / kind, keys, train_rows="windows", event_types=kinds)
     if kind == TASKS:
         keys["loss"] = {"kind": "binary", "task_weights": {"like": 2.0}}
         keys["model"] = {"multi_task": "ple", "experts": 2, "expert_hidden": [8]}

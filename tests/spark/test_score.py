@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -40,13 +41,14 @@ NUM_USERS, NUM_ITEMS, K = 60, 44, 7
 # spread the scores of an untrained model
 SHARDING = ShardingConfig(init_scale=1.0)
 MODEL = ModelConfig(embedding_dim=8, feature_dim=4, autoencoder_hidden=(8,), deep_hidden=(8,))
+TOWERS = ("cf", "autoencoder", "sequence", "deep")
 CPU = torch.device("cpu")
 
 
 class Run:
     """A run's directory with a dataset and a checkpoint, and the live model beside it."""
 
-    def __init__(self, directory: Path, model: ModelConfig = MODEL, **dataset: bool) -> None:
+    def __init__(self, directory: Path, model: ModelConfig = MODEL, **dataset: Any) -> None:
         self.directory = directory
         self.dataset = directory / "dataset"
         write_dataset(self.dataset, num_users=NUM_USERS, **dataset)
@@ -61,6 +63,8 @@ class Run:
             for network in (deep.user_network, deep.item_network):
                 network.layers[-1].weight.normal_()
             self.model.global_bias.fill_(0.25)
+            if "sequence" in model.towers:
+                self.model.towers["sequence"].kinds.normal_()
         collectives = OneProcess(CPU)
         plans = plan_tables(self.model.table_specs(), SHARDING, 1)
         self.tables = EmbeddingTables(plans, collectives, SHARDING, 5, CPU)
@@ -103,7 +107,10 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return Run(tmp_path_factory.mktemp("scored für alle"))
+    """With the tower that reads of which kind events were."""
+    model = MODEL.model_copy(update={"towers": TOWERS, "sequence_layers": 1})
+    directory = tmp_path_factory.mktemp("scored für alle")
+    return Run(directory, model, event_types=("view", "buy"))
 
 
 def test_a_model_of_several_tasks_gives_each_items_probabilities(
@@ -160,7 +167,7 @@ def check_user(rows: list[dict], shares: np.ndarray, masked: Iterable[int], k: i
     np.testing.assert_allclose(given, best, rtol=1e-4, atol=1e-5)
     for row, column in zip(rows, columns, strict=True):
         reasons = dict(row[c.REASONS])
-        assert list(reasons) == ["cf", "autoencoder", "deep", "bias"]
+        assert list(reasons) == [*TOWERS, "bias"]
         np.testing.assert_allclose(list(reasons.values()), shares[column], rtol=1e-4, atol=1e-5)
         assert sum(reasons.values()) == pytest.approx(row[c.SCORE], abs=1e-5)
 
@@ -215,7 +222,7 @@ def test_same_files_again_and_export_reused(spark: SparkSession, run: Run) -> No
     config = run.config()
     first = scoring.run(spark, config)
     matrix = run.directory / "export" / "step-00000012" / "item_matrix.npy"
-    assert np.load(matrix).shape == (NUM_ITEMS, 25)
+    assert np.load(matrix).shape == (NUM_ITEMS, 33)
     written = matrix.stat().st_mtime_ns
     # other blocks and another number of partitions change nothing but the files
     second = scoring.run(spark, run.config(user_block=7, item_block=1000, num_files=1))
@@ -225,7 +232,7 @@ def test_same_files_again_and_export_reused(spark: SparkSession, run: Run) -> No
     # a damaged export is made again
     matrix.write_bytes(matrix.read_bytes()[:-4])
     assert scoring.run(spark, config).files == first.files
-    assert np.load(matrix).shape == (NUM_ITEMS, 25)
+    assert np.load(matrix).shape == (NUM_ITEMS, 33)
 
 
 def test_block_list_short_lists_and_seen_items(
@@ -254,6 +261,7 @@ def new_user(history: list[int], group: int = 0, age: float = 0.0, seen: int = 0
         user_index=one * c.UNKNOWN_INDEX, item_index=one * 0, time=one * 0,
         labels=torch.zeros(1, 1), weights=torch.zeros(1), num_events=one * (seen or len(history)),
         history=bag, history_times=Jagged(torch.zeros_like(bag.values), bag.offsets),
+        history_types=Jagged(torch.full_like(bag.values, c.UNKNOWN_INDEX), bag.offsets),
         ids={"user_group": Jagged.singles(one * group), "context_hour": Jagged.singles(one * 0)},
         dense=torch.tensor([[age]]),
     )  # fmt: skip

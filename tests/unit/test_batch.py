@@ -48,9 +48,12 @@ def test_a_batch_moves_with_all_its_parts() -> None:
         num_events=ids + 3,
         history=bags,
         history_times=bags,
+        history_types=bags,
         ids={"user_group": Jagged.singles(ids)},
         dense=torch.zeros(2, 3),
     )
+    chosen = batch.select(torch.tensor([1, 0, 0]))
+    assert to_lists(chosen.history_types) == to_lists(chosen.history) == [[], [4], [4]]
     assert batch.to(torch.device("cpu")) is batch
     moved = batch.to(torch.device("meta"))
     assert moved.batch_size == 2

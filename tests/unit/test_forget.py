@@ -107,7 +107,8 @@ def add_to_dataset(directory: Path) -> None:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that has been trained, set aside, trained anew, evaluated, scored and reported."""
-    config = make_config(tmp_path_factory.mktemp("forget") / "run", KEYS)
+    kinds = ("view", "buy")
+    config = make_config(tmp_path_factory.mktemp("forget") / "run", KEYS, event_types=kinds)
     add_to_dataset(config.dataset_directory)
     collectives = OneProcess(torch.device("cpu"))
     train(config, collectives)

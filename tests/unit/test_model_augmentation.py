@@ -19,12 +19,17 @@ COPIES = 200
 
 
 def long_batch() -> Batch:
-    """Each item once in a history, and its time ten times its place."""
+    """Each item once in a history, its time ten times its place, and its kind by the item."""
     histories = [list(range(20, 20 + length)) for length in LENGTHS] * COPIES
     size = len(histories)
     batch = make_batch([2] * size, [3] * size, histories)
     times = [[10 * place for place in range(len(history))] for history in histories]
-    return replace(batch, history_times=Jagged.from_lists(times))
+    types = Jagged(kind_of(batch.history.values), batch.history.offsets)
+    return replace(batch, history_times=Jagged.from_lists(times), history_types=types)
+
+
+def kind_of(items: torch.Tensor) -> torch.Tensor:
+    return 2 + items % 3
 
 
 def bags(values: Jagged) -> list[list[int]]:
@@ -36,6 +41,8 @@ def test_crop_keeps_one_stretch_with_its_times() -> None:
     batch = long_batch()
     _, found = augment(batch, ("crop",), 0.3)
     assert torch.equal(found.num_events, batch.num_events)
+    assert torch.equal(found.history_types.values, kind_of(found.history.values))
+    assert torch.equal(found.history_types.offsets, found.history.offsets)
     starts = set()
     for row, (items, times) in enumerate(
         zip(bags(found.history), bags(found.history_times), strict=True)
@@ -54,6 +61,8 @@ def test_reorder_moves_the_items_of_one_stretch_and_no_time() -> None:
     batch = long_batch()
     _, found = augment(batch, ("reorder",), 0.4)
     assert torch.equal(found.history_times.values, batch.history_times.values)
+    # an item's kind goes with it
+    assert torch.equal(found.history_types.values, kind_of(found.history.values))
     first, last, moved = set(), set(), 0
     for row, items in enumerate(bags(found.history)):
         length = LENGTHS[row % 4]

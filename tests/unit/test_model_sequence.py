@@ -11,21 +11,28 @@ from torch.nn import functional
 
 from distrec.batch import Batch, Jagged
 from distrec.config import LossConfig
-from distrec.model import Objective, UnifiedModel, sequence
+from distrec.model import ModelSpec, Objective, UnifiedModel, sequence
 from distrec.model.positions import Positions, window_targets
 from distrec.model.sequence import SequenceTower
-from tests.unit.test_model import InMemoryTables, make_batch, make_catalogue, make_model
+from tests.unit.test_model import SPEC, InMemoryTables, make_batch, make_catalogue, make_model
 
 ATTENTIONS = ("softmax", "hstu")
 HISTORIES = [[3, 4], [], [2, 3, 5, 6], [9]]
 TIMES = [[10, 12], [], [5, 5, 400, 90_000], [7]]
 NOW = 10**6
+KINDS = [[2, 4], [], [3, 3, 1, 2], [4]]
+WITH_KINDS = SPEC.model_copy(update={"event_types": ("view", "cart", "buy")})
 ALL_TOWERS = ("cf", "autoencoder", "sequence", "deep")
 
 
 def timed_batch() -> Batch:
     batch = make_batch([2, 3, 5, 1], [2, 4, 7, 3], HISTORIES)
-    return replace(batch, history_times=Jagged.from_lists(TIMES), time=torch.full((4,), NOW))
+    return replace(
+        batch,
+        history_times=Jagged.from_lists(TIMES),
+        history_types=Jagged.from_lists(KINDS),
+        time=torch.full((4,), NOW),
+    )
 
 
 def disturbed(model: UnifiedModel) -> UnifiedModel:
@@ -78,9 +85,14 @@ def attend(
     return torch.stack(rows)
 
 
-def state_by_hand(tower: SequenceTower, kind: str, rows: Tensor, times: list[int]) -> Tensor:
+def state_by_hand(
+    tower: SequenceTower, kind: str, rows: Tensor, times: list[int], kinds: list[int]
+) -> Tensor:
     """The state after the last event of one user. D = 8, two heads of four."""
     events = torch.cat([tower.start, rows]) * 8**0.5
+    if tower.kinds is not None:
+        added = [torch.zeros(8), *(tower.kinds[one] for one in kinds)]
+        events = events + torch.stack(added)
     for block in tower.blocks:
         if kind == "softmax":
             parts = list(block.projections(block.attention_norm(events)).chunk(3, 1))
@@ -95,20 +107,32 @@ def state_by_hand(tower: SequenceTower, kind: str, rows: Tensor, times: list[int
     return tower.norm(events)[-1]
 
 
+@pytest.mark.parametrize("spec", [SPEC, WITH_KINDS], ids=["no kinds", "kinds"])
 @pytest.mark.parametrize("kind", ATTENTIONS)
-def test_states_equal_a_plain_loop(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_states_equal_a_plain_loop(
+    kind: str, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # the longest history alone, then one of two events with those that are shorter
     monkeypatch.setitem(sequence._ATTENTION_WEIGHTS, "cpu", 2 * 25)
-    model = disturbed(make_model(towers=("sequence",), sequence_attention=kind))
+    model = disturbed(make_model(spec, towers=("sequence",), sequence_attention=kind))
     tables = InMemoryTables(model)
     tower = model.towers["sequence"]
     users = encode(model, tables, timed_batch())
     assert users.shape == (4, 9)
-    for row, (history, times) in enumerate(zip(HISTORIES, TIMES, strict=True)):
+    for row, (history, times, kinds) in enumerate(zip(HISTORIES, TIMES, KINDS, strict=True)):
         # item 9 is cold: it stands on the unknown row
         index = torch.tensor([1 if item == 9 else item for item in history], dtype=torch.int64)
-        expected = state_by_hand(tower, kind, tables.weights["item"][index], times)
+        expected = state_by_hand(tower, kind, tables.weights["item"][index], times, kinds)
         torch.testing.assert_close(users[row, :8], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_kinds_begin_without_effect() -> None:
+    plain = make_model(towers=("sequence",))
+    assert plain.towers["sequence"].kinds is None
+    told = make_model(WITH_KINDS, towers=("sequence",))
+    assert told.towers["sequence"].kinds.shape == (5, 8)
+    users = [encode(model, InMemoryTables(model), timed_batch()) for model in (plain, told)]
+    assert torch.equal(users[0], users[1])
 
 
 @pytest.mark.parametrize("kind", ATTENTIONS)
@@ -209,6 +233,13 @@ def events_batch(rows: list[tuple[int, int, int, list[int], list[int], int]]) ->
         weights=torch.ones(len(rows)),
         num_events=torch.tensor([row[5] for row in rows]),
         history_times=Jagged.from_lists([row[4] for row in rows]),
+        # the kind follows from the event
+        history_types=Jagged.from_lists(
+            [
+                [2 + (item + time // 10) % 3 for item, time in zip(row[3], row[4], strict=True)]
+                for row in rows
+            ]
+        ),
         ids={"user_job": Jagged.singles(job), "context_hour": Jagged.singles(job)},
         dense=job.to(torch.float32).unsqueeze(1),
     )
@@ -250,7 +281,7 @@ def test_windows_teach_what_their_events_teach(kind: str) -> None:
     """The loss, its weight and every gradient; of the towers all at once."""
     results = []
     for train_rows, batch in (("windows", WINDOWS), ("events", events_batch(EVENTS))):
-        model = disturbed(make_model(towers=ALL_TOWERS, cf_history="mean"))
+        model = disturbed(make_model(WITH_KINDS, towers=ALL_TOWERS, cf_history="mean"))
         tables = InMemoryTables(model)
         settings = {"kind": kind, "num_negatives": 5, "l2": 0.0, "label_smoothing": 0.0}
         objective = Objective(
@@ -265,10 +296,11 @@ def test_windows_teach_what_their_events_teach(kind: str) -> None:
 
 
 def test_no_windows_give_zero_and_reach_every_parameter() -> None:
-    model = make_model(towers=ALL_TOWERS)
+    model = make_model(WITH_KINDS, towers=ALL_TOWERS)
     tables = InMemoryTables(model)
     objective = Objective(model, make_catalogue(), LossConfig(kind="softmax"), 1, "windows")
     batch = make_batch([], [], [])
+    batch = replace(batch, history_types=batch.history)
     loss = objective.loss_sum(batch, tables(objective.requests(batch, 0)), 0)[0]
     loss.backward()
     assert loss.item() == 0.0

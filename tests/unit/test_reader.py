@@ -26,6 +26,7 @@ from distrec.batch import Batch, Jagged, QueryBatch
 from distrec.config import ReaderConfig
 from distrec.dataset import DatasetManifest, FeatureSpec, FileEntry, Split
 from distrec.errors import ConfigError, DataError
+from distrec.planner.dataset import read_sample
 from distrec.reader import (
     ExampleReader,
     check_files,
@@ -37,7 +38,7 @@ from distrec.reader import (
 from distrec.reader.decode import decode
 from distrec.reader.layout import Layout
 from distrec.world import World
-from tests.synthetic import write_dataset
+from tests.synthetic import event_type, write_dataset
 
 # of the stress test, on each number of ranks; `make fuzz` takes hundreds
 NUM_PASSES = int(os.environ.get("DISTREC_PASSES", "6"))
@@ -583,6 +584,37 @@ def test_features_of_several_values_and_vectors_of_users(
     without = table.drop([c.SEEN])
     with pytest.raises(DataError, match=r"rows have a column 'seen' of type list<int64>"):
         decode_queries(without, features)
+
+
+def test_kinds_of_events_are_read_and_checked(tmp_path: Path) -> None:
+    """In train, in queries and by the planner; a kind that there is not, and lists that differ."""
+    manifest = write_dataset(tmp_path, num_files=1, event_types=("view", "cart", "buy"))
+    (queries,) = read_queries(tmp_path, manifest, c.VALID_QUERIES, WORLD, 60)
+    sample = read_sample(tmp_path, manifest, 1).batch
+    batches = [*open_reader(tmp_path, manifest).batches(0), queries.batch, sample]
+    for batch in batches:
+        expected = [
+            [event_type(*event, 3) for event in zip(items, times, strict=True)]
+            for items, times in zip(lists(batch.history), lists(batch.history_times), strict=True)
+        ]
+        assert lists(batch.history_types) == expected
+    assert {kind for batch in batches for kind in batch.history_types.values.tolist()} == {2, 3, 4}
+    train = pq.ParquetFile(tmp_path / manifest.splits[c.TRAIN].files[0].path).read()
+    longest = max(train[c.HISTORY_TYPES].to_pylist(), key=len)
+    row = train[c.HISTORY_TYPES].to_pylist().index(longest)
+    for wrong, message in (
+        ([*longest[1:], 5], r"kinds of event in column 'history_types' lie in \[1, 5\).*: 5 \("),
+        ([*longest[1:], 0], r"lie in \[1, 5\). Received: 0 \(.*part-00000.parquet\)"),
+        (longest[1:], r"a history has one kind an event. Received: lists .* not as long as those"),
+    ):
+        values = train[c.HISTORY_TYPES].to_pylist()
+        values[row] = wrong
+        kinds = pa.array(values, pa.list_(pa.int64()))
+        edited = edit_first_file(
+            tmp_path, manifest, lambda t, kinds=kinds: with_column(t, c.HISTORY_TYPES, kinds)
+        )
+        with pytest.raises(DataError, match=message):
+            list(open_reader(tmp_path, edited).batches(0))
 
 
 def test_queries_fail_at_the_call_and_not_with_the_first_batch(

@@ -122,6 +122,8 @@ def test_a_batch_that_cannot_be_kept_does_not_hide_the_loss(tmp_path: Path) -> N
 
 
 def test_a_batch_without_rows_is_written(tmp_path: Path) -> None:
-    batch = to_batch([no_rows(example_layout(FEATURES))], FEATURES)
-    write_batch(batch, tmp_path / "empty.parquet")
-    assert pq.read_table(tmp_path / "empty.parquet").num_rows == 0
+    layout = example_layout(FEATURES, event_types=("view", "buy"))
+    write_batch(to_batch([no_rows(layout)], FEATURES), tmp_path / "empty.parquet")
+    kept = pq.read_table(tmp_path / "empty.parquet")
+    assert kept.num_rows == 0
+    assert {"history_times", "history_types"} <= set(kept.column_names)

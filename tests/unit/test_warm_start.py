@@ -309,6 +309,27 @@ def test_weights_of_other_towers_are_not_taken_over(
     assert built.model.tower_weights.tolist() == weights
 
 
+@pytest.mark.parametrize("now", [("view", "buy"), ("buy", "view"), ("view", "buy", "cart")])
+def test_kinds_of_other_places_begin_anew(tmp_path: Path, now: tuple[str, ...]) -> None:
+    """What a run learns of kinds, a warm start takes over where each is still at its place."""
+    model = {"towers": ["cf", "sequence"], "sequence_layers": 1}
+    first = make_config(
+        tmp_path / "first", {"model": model, "train": {"max_steps": 2}}, event_types=("view", "buy")
+    )
+    run(first)
+    path = checkpoint.find(first.checkpoint_directory, "newest")
+    learned = load_file(path / "dense.safetensors")["parameter/towers.sequence.kinds"]
+    # no event of a history is padding, or of an unknown kind
+    assert learned.abs().sum(dim=1).gt(0).tolist() == [False, False, True, True]
+    keys = {"model": model, "train": {"warm_start": str(first.checkpoint_directory)}}
+    second = make_config(tmp_path / "second", keys, event_types=now)
+    one = OneProcess(torch.device("cpu"))
+    built = build(read_inputs(second, 1), one, None)
+    load_warm_start(built, find_warm_start(built.inputs, one))
+    found = built.model.towers["sequence"].kinds.detach()
+    assert torch.equal(found, learned if now == ("view", "buy") else torch.zeros(2 + len(now), 8))
+
+
 def test_tables_and_their_vocabularies(old: Config) -> None:
     spec = ModelSpec.from_manifest(read_manifest(old.dataset_directory))
     model = UnifiedModel(spec, old.model)

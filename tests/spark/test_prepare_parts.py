@@ -347,16 +347,14 @@ def test_histories_equal_a_plain_loop(spark: SparkSession) -> None:
 
 def test_windows_hold_every_event_once(spark: SparkSession) -> None:
     """Two users of 11 and 3 events, with ties, some of one item, in windows of 3."""
-    generator = random.Random(5)
-    times = {item: generator.randrange(6) for item in range(2, 23)}
-    # item and kind; items 4 to 7 are seen and bought at once
+    # item and kind; each window of u ends between two kinds of one event
     users = {
-        "u": [(2, 2), (3, 3), (8, 2), *((item, kind) for item in range(4, 8) for kind in (2, 3))],
+        "u": [(2, 2), (3, 2), (3, 3), (4, 3), (5, 2), (5, 3), (6, 2), (7, 2), (7, 3), (8, 3),
+              (9, 2)],
         "v": [(20, 3), (21, 2), (22, 2)],
-    }
-    events = {
-        user: sorted((times[item], item, kind) for item, kind in own) for user, own in users.items()
-    }
+    }  # fmt: skip
+    # two items at a time
+    events = {user: [(item // 2, item, kind) for item, kind in own] for user, own in users.items()}
     rows = [
         (user, ord(user), f"i{item:02d}", item, time, 1.0, 1.0, "train", kind)
         for user, own in events.items()

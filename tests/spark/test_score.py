@@ -401,7 +401,7 @@ def test_checkpoint_of_another_dataset(spark: SparkSession, run: Run, tmp_path: 
     shutil.copytree(run.directory / "checkpoints", other / "checkpoints")
     write_dataset(other / "dataset", num_users=NUM_USERS + 1)
     config = run.config().model_copy(update={"output": str(other)})
-    with pytest.raises(CheckpointError, match=r"differ in vocabulary 'user_id', num_users"):
+    with pytest.raises(CheckpointError, match=r"differ in .* 'user_id', num_users, event_types"):
         scoring.run(spark, config)
     assert not config.scores_directory.exists()
 

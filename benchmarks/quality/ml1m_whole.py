@@ -6,7 +6,8 @@ DATA_FOLDER has ml-1m/ratings.dat.gz. Every rating is an event; a user's last on
 before it valid. How long to train is chosen on valid; then a model is trained so long on all but
 test, as the published ones are. All films that the user has not rated before are candidates. The
 configuration is conf/sequence.toml with CHOSEN. Published: SASRec .2853/.1603, HSTU .3097/.1720,
-HSTU-large .3294/.1893 (Zhai et al. 2024, arXiv:2402.17152, and the README of its code).
+HSTU-large .3294/.1893 (Zhai et al. 2024, arXiv:2402.17152, and the README of its code). As in HSTU,
+and not in SASRec, a model is told when the event takes place that it is to predict.
 """
 
 from __future__ import annotations

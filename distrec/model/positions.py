@@ -10,9 +10,6 @@ from torch.nn import functional
 
 from distrec.batch import Batch, Jagged
 
-# intervals of up to 2^31 seconds
-NUM_INTERVALS = 32
-
 
 @dataclass(frozen=True)
 class Positions:
@@ -25,6 +22,12 @@ class Positions:
 
     example: Tensor
     length: Tensor
+
+    @classmethod
+    def ends(cls, batch: Batch) -> Positions:
+        """Of every example the end of its history."""
+        example = torch.arange(batch.batch_size, device=batch.user_index.device)
+        return cls(example, batch.history.lengths)
 
     def of_examples(self, vectors: Tensor) -> Tensor:
         """What belongs to examples, (B, ...), at each position: (P, ...)."""
@@ -84,13 +87,6 @@ def elapsed(batch: Batch, positions: Positions) -> Tensor:
     now = torch.where(at_end, batch.time[positions.example], times[following])
     waited = (now - times[(following - 1).clamp(min=0)]).clamp(min=0)
     return torch.where(positions.length > 0, waited, -1)
-
-
-def interval_buckets(seconds: Tensor) -> Tensor:
-    """Lengths of time by their binary logarithm: int64, in [0, NUM_INTERVALS)."""
-    # the exponent, from 1, is that of the power of two next above the seconds
-    exponents = torch.frexp(seconds.to(torch.float32).add_(1.0)).exponent
-    return (exponents - 1).clamp_(max=NUM_INTERVALS - 1).to(torch.int64)
 
 
 def window_targets(batch: Batch) -> tuple[Positions, Tensor]:

@@ -16,7 +16,7 @@ from torch.nn import functional
 from distrec.batch import Batch, Jagged
 from distrec.columns import FIRST_INDEX, UNKNOWN_INDEX
 from distrec.config import ModelConfig
-from distrec.model.positions import NUM_INTERVALS, Positions, interval_buckets, padded_places
+from distrec.model.positions import Positions, padded_places
 from distrec.model.spec import ModelSpec
 from distrec.model.towers import ITEM_TABLE, ItemRowTower, trained_index
 from distrec.sharding.lookup import Request
@@ -24,6 +24,8 @@ from distrec.sharding.plan import TableSpec
 
 ITEM_SEQUENCE_TABLE = "item_sequence"
 SEQUENCE_ROWS = "user.sequence"
+# intervals of up to 2^31 seconds by their binary logarithm
+_NUM_TIME_BUCKETS = 32
 _HIDDEN_FACTOR = 4
 # of all heads, held at once: 4 MiB, which a processor's cache holds; a GPU wants few, large kernels
 _ATTENTION_WEIGHTS = {"cpu": 1 << 20, "cuda": 1 << 26}
@@ -48,7 +50,7 @@ class HistoryBias(nn.Module):
     def __init__(self, num_positions: int, num_heads: int) -> None:
         super().__init__()
         self.by_distance = nn.Parameter(torch.zeros(num_heads, num_positions))
-        self.by_interval = nn.Parameter(torch.zeros(num_heads, NUM_INTERVALS))
+        self.by_interval = nn.Parameter(torch.zeros(num_heads, _NUM_TIME_BUCKETS))
         self.of_start = nn.Parameter(torch.zeros(num_heads))
 
     def forward(self, times: Tensor, following: Tensor) -> Tensor:
@@ -60,8 +62,10 @@ class HistoryBias(nn.Module):
         num_events = times.shape[1] - 1
         places = torch.arange(num_events, device=times.device)
         distances = (places[:, None] - places).clamp(0, self.by_distance.shape[1] - 1)
-        intervals = (following[:, 1:, None] - times[:, None, 1:]).abs_()
-        buckets = interval_buckets(intervals).flatten()
+        intervals = (following[:, 1:, None] - times[:, None, 1:]).abs_().to(torch.float32)
+        # the exponent, from 1, is that of the power of two next above the seconds
+        buckets = torch.frexp(intervals.add_(1.0)).exponent - 1
+        buckets = buckets.clamp_(max=_NUM_TIME_BUCKETS - 1).to(torch.int64).flatten()
         # the gradient of gather is far cheaper on CPU than that of an embedding
         bias = torch.stack([head.gather(0, buckets) for head in self.by_interval])
         bias = bias.view(len(self.by_interval), *intervals.shape)
@@ -229,8 +233,7 @@ class SequenceTower(ItemRowTower):
     ) -> Tensor:
         """The states after the last event, or after as many as are seen at each position."""
         if positions is None:
-            example = torch.arange(batch.batch_size, device=batch.user_index.device)
-            positions = Positions(example, batch.history.lengths)
+            positions = Positions.ends(batch)
         states, starts = self._states(batch, rows[SEQUENCE_ROWS])
         return states[starts[positions.example] + positions.length]
 

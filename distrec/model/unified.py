@@ -394,8 +394,5 @@ def _ones(vectors: Tensor) -> Tensor:
 
 def _recency(batch: Batch, positions: Positions | None) -> Tensor:
     """How long before what comes next the last event was: float32, (B,) or (P,); 0 without one."""
-    if positions is None:
-        example = torch.arange(batch.batch_size, device=batch.user_index.device)
-        positions = Positions(example, batch.history.lengths)
-    seconds = elapsed(batch, positions).clamp(min=0)
+    seconds = elapsed(batch, positions or Positions.ends(batch)).clamp(min=0)
     return torch.log1p(seconds.to(torch.float32)) * _LOG_SECONDS_SCALE

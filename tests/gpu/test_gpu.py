@@ -45,8 +45,7 @@ def test_a_table_updates_as_on_the_cpu(optimizer: str, precision: str, offload: 
         gradient = torch.randn(2000, width, generator=generator)
         whole = torch.randn(rows, width, generator=generator)
         found = []
-        for table in tables:
-            device = table.weights().device if table is tables[1] else gpu
+        for table, device in zip(tables, (gpu, CPU), strict=True):
             answer = table.lookup(used.to(device))
             answer.backward(gradient.to(device))
             table.update(some.to(device), gradient[:1000].to(device))
@@ -115,9 +114,7 @@ def test_horovod_sums_and_exchanges_on_the_gpu(tmp_path: Path) -> None:
     horovod = pytest.importorskip("horovod.torch")
     if not horovod.nccl_built():
         pytest.skip("Horovod is built without NCCL")
-    sections: dict[str, dict[str, Any]] = {
-        "sharding": {"replicate_below_mib": 0.0, "exchange_precision": "fp32"}
-    }
+    sections: dict[str, dict[str, Any]] = {"sharding": {"replicate_below_mib": 0.0}}
     alone, _ = run(tmp_path / "alone", "cuda", **sections)
     joined, _ = run(tmp_path / "joined", "cuda", distributed=True, **sections)
     assert losses(joined) == pytest.approx(losses(alone), rel=1e-4)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -107,6 +108,12 @@ class Objective:
                 f"rating_levels = {model.config.rating_levels} with {self.kind}. Set both, or "
                 "neither."
             )
+        if config.towers and self.kind in LABELLED:
+            raise ConfigError(
+                "loss.towers is for losses over the catalogue. Received: towers = "
+                f"{config.towers} with {self.kind}. Set it to 0."
+            )
+        self._trains_towers = config.towers > 0 and len(model.tower_names) > 1
         self.device = model.global_bias.device
         self.collectives = collectives or OneProcess(self.device)
         self.task_weights = [config.task_weights.get(task, 1.0) for task in (LABEL, *model.tasks)]
@@ -161,7 +168,7 @@ class Objective:
         Returns:
             Of each task the sum times its weight, float32, (T,), the first with all that is added
             to the loss. And as numbers, without the tasks' weights, "l2", the first task's loss
-            alone as "loss", and those of others as "loss:<task>".
+            alone, with those of loss.towers, as "loss", and those of others as "loss:<task>".
         """
         candidates = self._candidates(batch, global_step)
         inputs = self._inputs(batch)
@@ -203,13 +210,22 @@ class Objective:
         self, inputs: Inputs, candidates: Candidates, rows: Mapping[str, Tensor]
     ) -> Tensor:
         """The weighted sum of the loss of each task, (T,)."""
-        users = self.model.encode_users(inputs.batch, rows, inputs.targets.positions)
-        items = self.model.encode_items(candidates.items, rows)
+        own_users: list[Tensor] | None = [] if self._trains_towers else None
+        own_items: list[Tensor] | None = [] if self._trains_towers else None
+        positions = inputs.targets.positions
+        users = self.model.encode_users(inputs.batch, rows, positions, own_users)
+        items = self.model.encode_items(candidates.items, rows, own_items)
         if self.model.tasks:
             scores = self.model.task_scores(users, items[candidates.positives])
             targets, smoothing = inputs.targets, self.config.label_smoothing
             return task_loss_sums(scores, targets.labels, targets.weights, smoothing)
-        return self._loss_sum(inputs.targets, candidates, users, items).reshape(1)
+        total = self._loss_sum(inputs.targets, candidates, users, items)
+        # a weight of the examples, for the losses' gradients are not scaled twice
+        weights = inputs.targets.weights * self.config.towers
+        targets = replace(inputs.targets, weights=weights)
+        for own in zip(own_users or (), own_items or (), strict=True):
+            total = total + self._loss_sum(targets, candidates, *own)
+        return total.reshape(1)
 
     def _squared_norms(
         self, inputs: Inputs, candidates: Candidates, rows: Mapping[str, Tensor]

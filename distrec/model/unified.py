@@ -183,7 +183,11 @@ class UnifiedModel(nn.Module):
         return requests
 
     def encode_users(
-        self, batch: Batch, rows: Mapping[str, Tensor], positions: Positions | None = None
+        self,
+        batch: Batch,
+        rows: Mapping[str, Tensor],
+        positions: Positions | None = None,
+        alone: list[Tensor] | None = None,
     ) -> Tensor:
         """User vectors.
 
@@ -191,6 +195,8 @@ class UnifiedModel(nn.Module):
             batch: B examples or queries; zero rows are allowed.
             rows: What the look-up gave for `user_requests(batch, positions)`, perhaps among others.
             positions: Where in the histories the users are; by default at their ends.
+            alone: Gets what each tower would give by itself, in training: (B or P, D + 1), or
+                D + 2, as the columns below.
 
         Returns:
             float32, (B, vector_width), or (P, vector_width) with positions; connected to every
@@ -200,10 +206,10 @@ class UnifiedModel(nn.Module):
         weights = self.user_gate(
             self._user_signals(batch, withheld, positions), _recency(batch, positions)
         )
-        vectors = self._gated(
-            [tower.encode_users(batch, rows, withheld, positions) for tower in self._towers()],
-            weights,
+        encoded = self._stacked(
+            [tower.encode_users(batch, rows, withheld, positions) for tower in self._towers()]
         )
+        vectors = _gated(encoded, weights)
         parts = [vectors / self.config.temperature, _ones(vectors)]
         if not (self.training or self.spec.is_absolute):
             towers = self.tower_weights[:-1].repeat_interleave(self.config.embedding_dim)
@@ -211,14 +217,19 @@ class UnifiedModel(nn.Module):
         if self.spec.is_absolute:
             bias = replace_withheld(rows["user.bias"], withheld).sum(dim=1, keepdim=True)
             parts.append(at(positions, bias))
+        if alone is not None:
+            alone += _alone(encoded / self.config.temperature, parts[1:])
         return torch.cat(parts, dim=1)
 
-    def encode_items(self, items: ItemBatch, rows: Mapping[str, Tensor]) -> Tensor:
+    def encode_items(
+        self, items: ItemBatch, rows: Mapping[str, Tensor], alone: list[Tensor] | None = None
+    ) -> Tensor:
         """Item vectors.
 
         Args:
             items: M items; none is allowed.
             rows: What the look-up gave for `item_requests(items)`, perhaps among others.
+            alone: As for `encode_users`: (M, D + 1) or D + 2 of each tower.
 
         Returns:
             float32, (M, vector_width); connected to every requested row and every parameter of the
@@ -226,13 +237,16 @@ class UnifiedModel(nn.Module):
         """
         withheld = self._withheld(len(items.item_index), items.item_index.device)
         weights = self.item_gate(self._item_signals(items, withheld))
-        vectors = self._gated(
-            [tower.encode_items(items, rows, withheld) for tower in self._towers()], weights
+        encoded = self._stacked(
+            [tower.encode_items(items, rows, withheld) for tower in self._towers()]
         )
+        vectors = _gated(encoded, weights)
         bias = replace_withheld(rows["item.bias"], withheld).sum(dim=1, keepdim=True)
         parts = [vectors, bias + self.global_bias]
         if self.spec.is_absolute:
             parts.append(_ones(vectors))
+        if alone is not None:
+            alone += _alone(encoded, parts[1:])
         return torch.cat(parts, dim=1)
 
     def take_divergence(self) -> Tensor | None:
@@ -332,11 +346,9 @@ class UnifiedModel(nn.Module):
         """Squared norm of the rows that each item uses: float32, (M,)."""
         return _squared_norms(rows, "item.", items.item_index)
 
-    def _gated(self, vectors: list[Tensor], weights: Tensor) -> Tensor:
+    def _stacked(self, vectors: list[Tensor]) -> Tensor:
         stacked = torch.stack(vectors, dim=1)  # (B, T, D)
-        if self.config.normalize:
-            stacked = functional.normalize(stacked, dim=-1)
-        return (stacked * weights.unsqueeze(-1)).flatten(1)
+        return functional.normalize(stacked, dim=-1) if self.config.normalize else stacked
 
     def _user_signals(
         self, batch: Batch, withheld: Tensor | None, positions: Positions | None = None
@@ -386,6 +398,14 @@ def _squared_norms(rows: Mapping[str, Tensor], prefix: str, index: Tensor) -> Te
         # without the unknown row, which is no example's
         total = total + rows[name][: len(index)].square().sum(dim=1)
     return total
+
+
+def _gated(stacked: Tensor, weights: Tensor) -> Tensor:
+    return (stacked * weights.unsqueeze(-1)).flatten(1)
+
+
+def _alone(stacked: Tensor, biases: list[Tensor]) -> list[Tensor]:
+    return [torch.cat([tower, *biases], dim=1) for tower in stacked.unbind(1)]
 
 
 def _ones(vectors: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ def curve_config(directory: Path, kind: str) -> Config:
         rate = 1.0 if kind == MIXED else 6.0
         keys["sharding"] = {"optimizer": "sgd", "learning_rate": rate}
     if kind == WINDOWS:
-        keys["loss"] |= {"kind": "softmax", "adversarial": 0.1}
+        keys["loss"] |= {"kind": "softmax", "adversarial": 0.1, "towers": 0.5}
         towers = ["cf", "autoencoder", "sequence", "deep"]
         keys["model"] = {"towers": towers, "cf_history": "mean"}
         # five steps an epoch

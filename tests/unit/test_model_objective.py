@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from distrec.batch import Batch, ItemBatch, Jagged
 from distrec.config import LossConfig
@@ -457,6 +458,98 @@ def test_a_batch_is_the_sum_of_its_parts(kind: str) -> None:
     assert (
         sum(weights) == objective.weight_sum(whole).item() == (15.0 if kind == "binary" else 13.0)
     )
+
+
+def _opened_gates(model: UnifiedModel) -> None:
+    for gate in (model.user_gate, model.item_gate):
+        torch.nn.init.normal_(gate.output.weight, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_each_towers_own_loss_is_that_of_its_vectors_before_the_gate(normalize: bool) -> None:
+    model = make_model(temperature=0.5, normalize=normalize)
+    tables = InMemoryTables(model)
+    batch = make_batch([2, 3, 5], [2, 4, 7], [[3, 4], [], [2, 3, 5, 6]])
+    items = select_items(make_catalogue(SPEC), torch.arange(SPEC.num_trained_items - 2))
+    rows = tables({**model.user_requests(batch), **model.item_requests(items)})
+    # all weights are 1 before training
+    users, vectors = model.encode_users(batch, rows), model.encode_items(items, rows)
+    parts = model.part_scores(users, vectors)
+    positives = batch.item_index - 2
+    own = sum(
+        (batch.weights * functional.cross_entropy(part + parts[-1], positives, reduction="none"))
+        for part in parts[:-1]
+    )
+    _opened_gates(model)
+    plain = loss_of(make_objective(model, "softmax"), tables, batch)
+    with_towers = loss_of(make_objective(model, "softmax", towers=0.3), tables, batch)
+    assert float(own.detach().sum()) > 1.0
+    torch.testing.assert_close(with_towers - plain, 0.3 * own.sum().reshape(1))
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sampled_softmax", "sampled_binary", "bpr"])
+@pytest.mark.parametrize("adversarial", [0.0, 0.1])
+def test_gradients_of_the_towers_own_losses_add_up_over_weights(
+    kind: str, adversarial: float
+) -> None:
+    model = make_model()
+    _opened_gates(model)
+    tables = InMemoryTables(model)
+    batch = make_batch([2, 3, 5], [2, 4, 7], [[3, 4], [], [2, 3, 5, 6]])
+
+    def gradients(towers: float) -> dict[str, Tensor]:
+        objective = make_objective(model, kind, towers=towers, adversarial=adversarial)
+        rows = tables(objective.requests(batch, 3))
+        wanted = {**rows, **dict(model.named_parameters())}
+        total = objective.loss_sum(batch, rows, 3)[0].sum()
+        found = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
+        return {n: g for n, g in zip(wanted, found, strict=True) if g is not None}
+
+    none, half, whole = gradients(0.0), gradients(0.5), gradients(1.0)
+    moved = max(float((whole[name] - none[name]).abs().max()) for name in none)
+    assert moved > 1e-3
+    if adversarial:
+        # where rows are moved to depends on the towers' losses, too; towards none it does not
+        near = gradients(1e-6)
+        for name, gradient in none.items():
+            torch.testing.assert_close(near[name], gradient, rtol=1e-3, atol=1e-4, msg=name)
+    else:
+        for name, gradient in none.items():
+            middle = (gradient + whole[name]) / 2
+            torch.testing.assert_close(half[name], middle, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sampled_softmax", "sampled_binary", "bpr"])
+def test_with_the_towers_own_losses_a_batch_is_the_sum_of_its_parts(kind: str) -> None:
+    model = make_model()
+    _opened_gates(model)
+    tables = InMemoryTables(model)
+    objective = make_objective(model, kind, towers=0.7)
+    users, items, histories = [2, 3, 5, 1], [2, 4, 7, 3], [[3, 4], [], [2, 3, 5, 6], [9]]
+    whole = make_batch(users, items, histories)
+    parts = []
+    for start, stop in ((0, 3), (3, 4), (4, 4)):
+        cut = slice(start, stop)
+        part = make_batch(users[cut], items[cut], histories[cut])
+        parts.append(replace(part, weights=whole.weights[cut], dense=whole.dense[cut]))
+    together = loss_of(objective, tables, whole, 3)
+    apart = torch.stack([loss_of(objective, tables, part, 3) for part in parts]).sum(dim=0)
+    assert together.item() > 1.0
+    torch.testing.assert_close(apart, together)
+
+
+def test_the_towers_own_losses_are_refused_for_labels_and_nothing_with_one_tower() -> None:
+    spec = SPEC.model_copy(update={"has_labels": True})
+    with pytest.raises(ConfigError, match=r"Received: towers = 0.5 with binary. Set it to 0"):
+        make_objective(make_model(spec), "binary", towers=0.5)
+    model = make_model(towers=("cf",))
+    tables = InMemoryTables(model)
+    batch = make_batch([2, 3], [2, 4], [[3, 4], []])
+    losses = [
+        loss_of(make_objective(model, "softmax", towers=towers), tables, batch)
+        for towers in (0.0, 2.0)
+    ]
+    assert losses[0].item() == losses[1].item()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -48,7 +48,8 @@ def test_resume_equals_never_having_stopped_bit_for_bit(tmp_path: Path, kind: st
     """Interrupted in mid-epoch, with everything that is drawn."""
     keys = {
         "model": DRAWS,
-        "loss": {"kind": kind, "num_negatives": 16, "contrastive": 0.1, "adversarial": 0.1},
+        "loss": {"kind": kind, "num_negatives": 16, "contrastive": 0.1, "adversarial": 0.1,
+                 "towers": 0.5},
         "train": {"max_steps": 8, "checkpoint_every_steps": 4, "keep_checkpoints": 9,
                   "evaluate_every_steps": 2, "average_decay": 0.5},
     }  # fmt: skip

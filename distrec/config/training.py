@@ -301,8 +301,8 @@ class LossConfig(Section):
     towers: float = Field(default=0.0, ge=0)
     """Weight of each tower's own loss: of scores by the inner product of its vectors, before the
     gate, and the item's bias. A tower that explains train by heart then stops no other from
-    learning. For losses over the catalogue, of 2 towers or more; each costs about what the loss of
-    all does."""
+    learning. For losses over the catalogue, of 2 towers or more; each is one more pass over the
+    same candidates."""
     contrastive: float = Field(default=0.0, ge=0)
     """Weight of a term that holds each user's history, seen in two ways, to be more like itself
     than like those of the other users of a rank's part of the batch (InfoNCE), by the towers that

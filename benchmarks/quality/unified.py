@@ -61,11 +61,12 @@ def spread(name: str, values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def tower_weights(path: Path) -> dict[str, float]:
-    """Those of a checkpoint, as model.tower_weights gives them."""
+def fitted_weights(path: Path) -> tuple[str, str]:
+    """Those of a checkpoint, as key=value of [model]."""
     model = load_model(path)
-    names = (*model.tower_names, BIAS)
-    return dict(zip(names, model.tower_weights.tolist(), strict=True))
+    pairs = zip((*model.tower_names, BIAS), model.tower_weights.tolist(), strict=True)
+    inline = ", ".join(f"{tower} = {weight!r}" for tower, weight in pairs)
+    return f"model.tower_weights={{{inline}}}", f"model.new_item_bias={float(model.new_item_bias)}"
 
 
 def measure(
@@ -127,10 +128,9 @@ def measure(
         rows = read_manifest(config.dataset_directory).splits[TRAIN].num_rows
         epochs = round(best["global_step"] * config.train.global_batch_size / rows)
         # there is no valid then to weigh the towers by
-        weights = tower_weights(config.checkpoint_directory / best["checkpoint"])
-        inline = ", ".join(f"{tower} = {weight!r}" for tower, weight in weights.items())
+        weights = fitted_weights(config.checkpoint_directory / best["checkpoint"])
         source = name + FINAL
-        more = [f"train.max_epochs={epochs}", f"model.tower_weights={{{inline}}}"]
+        more = [f"train.max_epochs={epochs}", *weights]
         if source not in NAMES:
             source, more = name, [*more, "prepare.split.valid_share=0.0"]
         found["test"] = run(source, directory / "refit", *more)[1]["test"]

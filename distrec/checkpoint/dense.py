@@ -20,7 +20,11 @@ from distrec.model.unified import UnifiedModel
 _PARAMETER, _BUFFER, _OPTIMIZER = "parameter/", "buffer/", "optimizer/"
 _AVERAGE = "average/"
 # what checkpoints of older versions do not have: it stays as it is built, which changes nothing
-_NEWER = frozenset({f"{_BUFFER}tower_weights", f"{_PARAMETER}user_gate.recency"})
+_NEWER = frozenset(
+    {
+        f"{_BUFFER}tower_weights", f"{_BUFFER}new_item_bias", f"{_PARAMETER}user_gate.recency",
+    }
+)  # fmt: skip
 
 
 def dense_tensors(

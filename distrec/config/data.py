@@ -293,11 +293,13 @@ class PrepareConfig(Section):
     user_k_core: int = Field(default=1, ge=1)
     """Users with fewer events are dropped, again and again until nothing changes."""
     item_k_core: int = Field(default=1, ge=1)
-    """Items with fewer events are dropped, again and again until nothing changes."""
+    """Items with fewer events are dropped, again and again until nothing changes, out of the
+    catalogue, too: they are recommended to nobody. Items without any event stay, as new ones."""
     min_user_count: int = Field(default=1, ge=1)
     """Users with fewer train events share the unknown id."""
     min_item_count: int = Field(default=1, ge=1)
-    """Items with fewer train events get no row of their own in the embedding tables."""
+    """Items with fewer train events get no row of their own in the embedding tables; they stand on
+    their features."""
     history_length: int = Field(default=50, ge=1, le=1_000_000)
     """L: positive events kept of a user's past."""
     train_rows: Literal["events", "windows"] = "events"

@@ -66,6 +66,8 @@ def _faults(config: Config) -> Iterator[str]:
         yield f'loss.kind = "{config.loss.kind}": set "softmax", of which users\' norms are known'
     if model.multi_task != "none":
         yield f'model.multi_task = "{model.multi_task}": set "none", as all users share its weights'
+    if config.loss.exclude_seen:
+        yield "loss.exclude_seen = true: set false, as every item counts alike"
     if config.loss.adversarial > 0:
         yield f"loss.adversarial = {config.loss.adversarial}: set 0, as its norms are not known"
     if model.augment:

@@ -218,6 +218,10 @@ class ModelConfig(Section):
     """Tower, or "bias" for the item's bias -> what its part of a score is multiplied by outside
     training; 1 where it is not named. See train.fit_tower_weights. No effect on probabilities and
     ratings."""
+    new_item_bias: float = 0.0
+    """Added outside training to the score of an item without a row of its own, such as one that
+    nobody has had yet: how much such items are taken at all, train cannot tell. See
+    train.fit_tower_weights. No effect on probabilities and ratings."""
     normalize: bool = False
     """Tower vectors of length one (cosine), with `temperature`."""
     temperature: float = Field(default=1.0, gt=0)
@@ -303,6 +307,10 @@ class LossConfig(Section):
     gate, and the item's bias. A tower that explains train by heart then stops no other from
     learning. For losses over the catalogue, of 2 towers or more; each is one more pass over the
     same candidates."""
+    exclude_seen: bool = False
+    """Whether what an example's history holds is left out of its candidates, as lists leave it out
+    (evaluate.exclude_seen, score.exclude_seen): the model need not learn that nothing is taken
+    twice. The item to predict stays. For losses over the catalogue."""
     contrastive: float = Field(default=0.0, ge=0)
     """Weight of a term that holds each user's history, seen in two ways, to be more like itself
     than like those of the other users of a rank's part of the batch (InfoNCE), by the towers that
@@ -351,10 +359,10 @@ class TrainConfig(Section):
     """Validations without an improvement after which training stops; 0: never."""
     fit_tower_weights: bool = True
     """Whether each validation of lists fits how much each tower, and the item's bias, counts
-    outside training, by cross-entropy on valid: T + 1 numbers, kept unless `metric` is worse with
-    them than with model.tower_weights by half a standard error or more. A tower that learns train
-    by heart is trusted too much by the gate, which learns from train alone. Not with one tower,
-    labels, ratings or [privacy]; without valid, model.tower_weights or those of a warm start
+    outside training, and model.new_item_bias, by cross-entropy on valid: T + 2 numbers, kept unless
+    `metric` is worse with them than with those of [model] by half a standard error or more. A tower
+    that learns train by heart is trusted too much by the gate, which learns from train alone. Not
+    with one tower, labels, ratings or [privacy]; without valid, those of [model] or of a warm start
     stay."""
     metric: str = "ndcg@10"
     """Validation metric that is maximised (auc and ranking metrics) or minimised (log_loss, rmse,

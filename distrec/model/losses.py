@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,8 +15,38 @@ SCORES_PER_BLOCK = 1 << 21
 """Scores of users and items held at once, 8 MiB."""
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """Of each user the items that are no candidates.
+
+    Args:
+        columns: int64, (nnz,): items; -1 for one that is none anyway.
+        starts: int64, (B,): where a user's are among the columns. Users may share columns.
+        lengths: int64, (B,).
+    """
+
+    columns: Tensor
+    starts: Tensor
+    lengths: Tensor
+
+    def of_block(self, part: slice) -> tuple[Tensor, Tensor]:
+        """Rows in a block of users and columns, int64, (n,) each, of what is left out."""
+        lengths = self.lengths[part]
+        ends = lengths.cumsum(0)
+        rows = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+        shift = self.starts[part] - ends + lengths
+        columns = self.columns[torch.arange(len(rows), device=rows.device) + shift[rows]]
+        is_item = columns >= 0
+        return rows[is_item], columns[is_item]
+
+
 def softmax_loss_sum(
-    users: Tensor, items: Tensor, positives: Tensor, weights: Tensor, label_smoothing: float = 0.0
+    users: Tensor,
+    items: Tensor,
+    positives: Tensor,
+    weights: Tensor,
+    label_smoothing: float = 0.0,
+    left_out: LeftOut | None = None,
 ) -> Tensor:
     """Weighted sum of the cross-entropies of each user's positive among all M items.
 
@@ -29,11 +60,14 @@ def softmax_loss_sum(
         positives: int64, (B,), rows of items.
         weights: float32, (B,).
         label_smoothing: Share of the target spread evenly over the M items.
+        left_out: Items that are not among the M of a user, unless it is the positive.
 
     Returns:
         float32 scalar.
     """
-    total: Tensor = _SoftmaxLossSum.apply(users, items, positives, weights, label_smoothing)
+    total: Tensor = _SoftmaxLossSum.apply(
+        users, items, positives, weights, label_smoothing, left_out
+    )
     return total
 
 
@@ -46,28 +80,34 @@ class _SoftmaxLossSum(torch.autograd.Function):
         positives: Tensor,
         weights: Tensor,
         label_smoothing: float,
+        left_out: LeftOut | None,
     ) -> Tensor:
-        num_items = len(items)
         total = users.new_zeros(())
         user_gradients = torch.empty_like(users)
         item_gradients = torch.zeros_like(items)
         with_gradients = any(ctx.needs_input_grad)
-        rows = max(1, SCORES_PER_BLOCK // max(num_items, 1))
+        rows = max(1, SCORES_PER_BLOCK // max(len(items), 1))
         for start in range(0, len(users), rows):
             part = slice(start, start + rows)
             block, positive = users[part], positives[part].unsqueeze(1)
             scores = block @ items.T
+            if left_out is not None:
+                own = scores.gather(1, positive)
+                scores[left_out.of_block(part)] = -torch.inf
+                scores.scatter_(1, positive, own)
             scores -= scores.amax(dim=1, keepdim=True)
             wanted = (1.0 - label_smoothing) * scores.gather(1, positive)
             if label_smoothing:
-                wanted += label_smoothing * scores.mean(dim=1, keepdim=True)
+                spread = scores.isfinite() * label_smoothing
+                spread /= scores.isfinite().sum(dim=1, keepdim=True)
+                wanted += (spread * scores.nan_to_num(neginf=0.0)).sum(dim=1, keepdim=True)
             sums = scores.exp_().sum(dim=1, keepdim=True)
             weight = weights[part].unsqueeze(1)
             total += (weight * (sums.log() - wanted)).sum()
             if with_gradients:
                 scores *= weight / sums
                 if label_smoothing:
-                    scores -= weight * (label_smoothing / num_items)
+                    scores -= weight * spread
                 scores.scatter_add_(1, positive, weight * (label_smoothing - 1.0))
                 torch.mm(scores, items, out=user_gradients[part])
                 item_gradients.addmm_(scores.T, block)
@@ -76,9 +116,9 @@ class _SoftmaxLossSum(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         of_users, of_items = ctx.gradients
-        return of_users.mul_(gradient), of_items.mul_(gradient), None, None, None
+        return of_users.mul_(gradient), of_items.mul_(gradient), None, None, None, None
 
 
 def sampled_loss_sum(
@@ -88,6 +128,7 @@ def sampled_loss_sum(
     positives: Tensor,
     negatives: Tensor,
     weights: Tensor,
+    left_out: LeftOut | None = None,
 ) -> Tensor:
     """Weighted sum of a loss of each user's positive beside negatives that all users share.
 
@@ -95,23 +136,24 @@ def sampled_loss_sum(
     items.
 
     Args:
-        loss: Of positive scores (b,), negative scores (b, S) and which of the latter are the
-            positive's own, bool (b, S): one value a user, (b,).
+        loss: Of positive scores (b,), negative scores (b, S) and which of the latter are no
+            negatives, bool (b, S): one value a user, (b,).
         users: float32, (B, W).
         items: float32, (M, W).
         positives: int64, (B,), rows of items.
         negatives: int64, (S,), rows of items, distinct.
         weights: float32, (B,).
+        left_out: Of the S negatives those that are none of a user, beside the positive's own.
 
     Returns:
         float32 scalar.
     """
 
     def block_loss(block: Tensor, wanted: Tensor, others: Tensor, part: slice) -> Tensor:
-        is_positive = positives[part].unsqueeze(1) == negatives
-        return (
-            weights[part] * loss((block * wanted).sum(dim=1), block @ others.T, is_positive)
-        ).sum()
+        is_none = positives[part].unsqueeze(1) == negatives
+        if left_out is not None:
+            is_none[left_out.of_block(part)] = True
+        return (weights[part] * loss((block * wanted).sum(dim=1), block @ others.T, is_none)).sum()
 
     rows = max(1, SCORES_PER_BLOCK // max(len(negatives), 1))
     total: Tensor = _SumOfBlocks.apply(block_loss, rows, users, items[positives], items[negatives])
@@ -161,7 +203,7 @@ class _SumOfBlocks(torch.autograd.Function):
 
 
 def sampled_softmax_loss(
-    positive_scores: Tensor, negative_scores: Tensor, log_weights: Tensor, is_positive: Tensor
+    positive_scores: Tensor, negative_scores: Tensor, log_weights: Tensor, is_none: Tensor
 ) -> Tensor:
     """Cross-entropy of each example's positive among itself and a sample of the other items.
 
@@ -173,7 +215,8 @@ def sampled_softmax_loss(
         positive_scores: float32, (B,).
         negative_scores: float32, (B, S): of the S distinct sampled items.
         log_weights: float32, (S,): log(times drawn / expected times drawn).
-        is_positive: bool, (B, S): the sampled item is the example's positive (an accidental hit).
+        is_none: bool, (B, S): the sampled item is no negative of the example, such as its positive
+            (an accidental hit).
 
     Returns:
         float32, (B,).
@@ -183,7 +226,7 @@ def sampled_softmax_loss(
     "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations", which also
     corrects the positive; why not to: Khrylchenko et al. 2025, arXiv:2507.09331.
     """
-    corrected = (negative_scores + log_weights).masked_fill(is_positive, -torch.inf)
+    corrected = (negative_scores + log_weights).masked_fill(is_none, -torch.inf)
     scores = torch.cat([positive_scores.unsqueeze(1), corrected], dim=1)
     return torch.logsumexp(scores, dim=1) - positive_scores
 
@@ -192,7 +235,7 @@ def sampled_binary_loss(
     positive_scores: Tensor,
     negative_scores: Tensor,
     times: Tensor,
-    is_positive: Tensor,
+    is_none: Tensor,
     beta: float = 1.0,
 ) -> Tensor:
     """Binary cross-entropies of each example's positive and a sample of the other items: (B,).
@@ -205,12 +248,12 @@ def sampled_binary_loss(
         positive_scores: float32, (B,).
         negative_scores: float32, (B, S).
         times: float32, (S,): how often each negative was drawn.
-        is_positive: bool, (B, S): an accidental hit, which is left out.
+        is_none: bool, (B, S): is left out, such as an accidental hit.
         beta: See `calibration_exponent`.
 
     Source: Petrov and Macdonald 2023, arXiv:2308.07192 (gSASRec).
     """
-    counts = times.expand_as(negative_scores).masked_fill(is_positive, 0.0)
+    counts = times.expand_as(negative_scores).masked_fill(is_none, 0.0)
     negative = (counts * functional.softplus(negative_scores)).sum(dim=1)
     return beta * functional.softplus(-positive_scores) + negative
 
@@ -230,7 +273,7 @@ def calibration_exponent(num_negatives: float, num_items: int, t: float) -> floa
 
 
 def pairwise_loss(
-    positive_scores: Tensor, negative_scores: Tensor, times: Tensor, is_positive: Tensor
+    positive_scores: Tensor, negative_scores: Tensor, times: Tensor, is_none: Tensor
 ) -> Tensor:
     """Mean over the negatives of -log sigmoid(positive score - negative score): float32, (B,).
 
@@ -238,7 +281,7 @@ def pairwise_loss(
 
     Source: Rendle et al. 2009, arXiv:1205.2618 (BPR).
     """
-    counts = times.expand_as(negative_scores).masked_fill(is_positive, 0.0)
+    counts = times.expand_as(negative_scores).masked_fill(is_none, 0.0)
     losses = functional.softplus(negative_scores - positive_scores.unsqueeze(1))
     return (counts * losses).sum(dim=1) / counts.sum(dim=1).clamp(min=1.0)
 

@@ -24,6 +24,7 @@ from distrec.model.augmentation import augment
 from distrec.model.contrastive import contrastive_loss, draw_views, view_requests
 from distrec.model.loss_kind import LABELLED, resolve_loss_kind
 from distrec.model.losses import (
+    LeftOut,
     binary_loss,
     calibration_exponent,
     pairwise_loss,
@@ -35,7 +36,7 @@ from distrec.model.losses import (
     task_loss_sums,
 )
 from distrec.model.ordinal import ordinal_loss
-from distrec.model.positions import at, window_targets
+from distrec.model.positions import Positions, at, window_targets
 from distrec.model.sampling import NegativeSampler
 from distrec.model.step_inputs import Candidates, Inputs, Targets, select_items
 from distrec.model.unified import UnifiedModel
@@ -113,6 +114,11 @@ class Objective:
                 "loss.towers is for losses over the catalogue. Received: towers = "
                 f"{config.towers} with {self.kind}. Set it to 0."
             )
+        if config.exclude_seen and self.kind in LABELLED:
+            raise ConfigError(
+                "loss.exclude_seen is for losses over the catalogue. Received: exclude_seen = "
+                f"true with {self.kind}. Set it to false."
+            )
         self._trains_towers = config.towers > 0 and len(model.tower_names) > 1
         self.device = model.global_bias.device
         self.collectives = collectives or OneProcess(self.device)
@@ -123,8 +129,11 @@ class Objective:
         self._num_candidates = last - FIRST_INDEX
         is_item = ~catalogue.is_free[: self._num_candidates].cpu()
         places = is_item.nonzero()[:, 0]
-        # position in the catalogue -> among the candidates, which free indexes are not
-        self._places = None if bool(is_item.all()) else (is_item.cumsum(0) - 1).to(self.device)
+        # position in the catalogue -> among the candidates; -1 of free indexes, which are none
+        if bool(is_item.all()):
+            self._places = None
+        else:
+            self._places = torch.where(is_item, is_item.cumsum(0) - 1, -1).to(self.device)
         self._items = _on_device(select_items(catalogue, places), self.device)
         self._sampler = NegativeSampler(
             self._items.count, config.negatives, config.sampling_power, config.num_negatives, seed
@@ -248,7 +257,9 @@ class Objective:
     ) -> Tensor:
         smoothing, labels = self.config.label_smoothing, targets.labels[:, 0]
         if self.kind == "softmax":
-            return softmax_loss_sum(users, items, candidates.positives, targets.weights, smoothing)
+            return softmax_loss_sum(
+                users, items, candidates.positives, targets.weights, smoothing, candidates.left_out
+            )
         if self.kind in LABELLED:
             scores = self.model.pair_scores(users, items[candidates.positives])
             scale = self.model.spec.rating_scale
@@ -261,7 +272,7 @@ class Objective:
             return (targets.weights * binary_loss(scores, labels, smoothing)).sum()
         return sampled_loss_sum(
             self._sampled_loss(candidates), users, items, candidates.positives,
-            candidates.negatives, targets.weights,
+            candidates.negatives, targets.weights, candidates.left_out,
         )  # fmt: skip
 
     def _sampled_loss(self, candidates: Candidates) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -316,7 +327,8 @@ class Objective:
             wanted = self._places[wanted].clamp(min=0)
         none, no_weights = wanted.new_empty(0), torch.empty(0)
         if self.kind == "softmax":
-            return Candidates(self._items, wanted, none, no_weights, no_weights)
+            left_out = self._left_out(batch, targets.positions)
+            return Candidates(self._items, wanted, none, no_weights, no_weights, left_out)
         if self.kind in LABELLED:
             needed, places = torch.unique(wanted, return_inverse=True)
             items = select_items(self._items, needed)
@@ -333,4 +345,26 @@ class Objective:
             negatives=places[len(wanted) :],
             times=drawn.times.to(self.device),
             log_weights=drawn.log_weights.to(self.device),
+            left_out=self._left_out(batch, targets.positions, drawn.places.to(self.device)),
         )
+
+    def _left_out(
+        self, batch: Batch, positions: Positions | None, drawn: Tensor | None = None
+    ) -> LeftOut | None:
+        """What each target's history holds: places among the candidates, or among those drawn."""
+        if not self.config.exclude_seen:
+            return None
+        history = self._inputs(batch).batch.history
+        places = history.values - FIRST_INDEX
+        counts = (places >= 0) & (places < self._num_candidates)
+        columns = torch.where(counts, places, 0)
+        if self._places is not None:
+            columns = self._places[columns]
+            counts = counts & (columns >= 0)
+        if drawn is not None:
+            found = torch.searchsorted(drawn, columns).clamp(max=len(drawn) - 1)
+            counts = counts & (drawn[found] == columns)
+            columns = found
+        lengths = history.lengths if positions is None else positions.length
+        starts = at(positions, history.offsets[:-1])
+        return LeftOut(torch.where(counts, columns, -1), starts, lengths)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from distrec.batch import Batch, ItemBatch
+from distrec.model.losses import LeftOut
 from distrec.model.positions import Positions
 
 
@@ -20,6 +21,7 @@ class Candidates:
         negatives: int64, (S,): places of the sampled items; empty without sampling.
         times: float32, (S,): how often each was drawn.
         log_weights: float32, (S,): of the sampled items, see `sampled_softmax_loss`.
+        left_out: Of each target what is no candidate: of the M items, or of the S sampled ones.
     """
 
     items: ItemBatch
@@ -27,6 +29,7 @@ class Candidates:
     negatives: Tensor
     times: Tensor
     log_weights: Tensor
+    left_out: LeftOut | None = None
 
 
 @dataclass(frozen=True)

@@ -69,8 +69,11 @@ class UnifiedModel(nn.Module):
         tower_names: In the order in which their vectors stand side by side.
         tower_weights: float32, (T + 1,). Outside training each tower's part of a score counts so
             much, and in the end the item's bias. Where scores are more than an order: all once.
-        vector_width: T * D + 1. The last number is 1 for a user and the bias for an item. Where
-            scores are more than an order, T * D + 2: then also the user's bias, and 1.
+        new_item_bias: float32 scalar. Outside training it is added to the scores of items without
+            a row of their own. Where scores are more than an order: nothing is.
+        vector_width: T * D + 2. After the towers comes 1 for a user and the bias for an item; then
+            `new_item_bias` for a user and for an item whether it has no row. Where scores are more
+            than an order: then the user's bias, and 1.
         tasks: What is predicted of an example beside its label; none without model.multi_task.
 
     Source: a gate over towers as in Ma et al. 2018, "Modeling Task Relationships in Multi-task
@@ -93,9 +96,12 @@ class UnifiedModel(nn.Module):
         # without effect in a softmax; the base rate of probabilities, the mean of ratings
         self.global_bias = nn.Parameter(torch.zeros(()))
         self._towers_width = num_towers * config.embedding_dim
-        self.vector_width = self._towers_width + 1 + spec.is_absolute
+        self.vector_width = self._towers_width + 2
         self.tower_weights: Tensor
-        self.register_buffer("tower_weights", self.given_weights())
+        self.new_item_bias: Tensor
+        given = self.given_weights()
+        self.register_buffer("tower_weights", given[:-1].clone())
+        self.register_buffer("new_item_bias", given[-1].clone())
         self.thresholds = RatingThresholds(config.rating_levels) if config.rating_levels else None
         self.pair_head = None
         if config.pair_crosses:
@@ -109,9 +115,15 @@ class UnifiedModel(nn.Module):
             self.task_head = MultiTaskHead(self.vector_width, (LABEL, *self.tasks), config)
 
     def given_weights(self) -> Tensor:
-        """What model.tower_weights says of `tower_weights`."""
+        """What the configuration says of `tower_weights`, and of `new_item_bias`: (T + 2,)."""
         given = self.config.tower_weights
-        return torch.tensor([given.get(name, 1.0) for name in (*self.tower_names, BIAS)])
+        weights = [given.get(name, 1.0) for name in (*self.tower_names, BIAS)]
+        return torch.tensor([*weights, self.config.new_item_bias])
+
+    def weigh(self, weights: Tensor) -> None:
+        """Set `tower_weights` and `new_item_bias`, as `given_weights` gives them."""
+        self.tower_weights.copy_(weights[:-1])
+        self.new_item_bias.copy_(weights[-1])
 
     def _towers(self) -> list[Tower]:
         return [tower for tower in self.towers.values() if isinstance(tower, Tower)]
@@ -195,8 +207,7 @@ class UnifiedModel(nn.Module):
             batch: B examples or queries; zero rows are allowed.
             rows: What the look-up gave for `user_requests(batch, positions)`, perhaps among others.
             positions: Where in the histories the users are; by default at their ends.
-            alone: Gets what each tower would give by itself, in training: (B or P, D + 1), or
-                D + 2, as the columns below.
+            alone: Gets what each tower would give by itself, in training: (B or P, D + 2).
 
         Returns:
             float32, (B, vector_width), or (P, vector_width) with positions; connected to every
@@ -210,13 +221,16 @@ class UnifiedModel(nn.Module):
             [tower.encode_users(batch, rows, withheld, positions) for tower in self._towers()]
         )
         vectors = _gated(encoded, weights)
-        parts = [vectors / self.config.temperature, _ones(vectors)]
-        if not (self.training or self.spec.is_absolute):
-            towers = self.tower_weights[:-1].repeat_interleave(self.config.embedding_dim)
-            parts = [parts[0] * towers, parts[1] * self.tower_weights[-1]]
+        parts, ones = [vectors / self.config.temperature], _ones(vectors)
         if self.spec.is_absolute:
             bias = replace_withheld(rows["user.bias"], withheld).sum(dim=1, keepdim=True)
-            parts.append(at(positions, bias))
+            parts += [ones, at(positions, bias)]
+        elif self.training:
+            parts += [ones, 0 * ones]
+        else:
+            towers = self.tower_weights[:-1].repeat_interleave(self.config.embedding_dim)
+            parts[0] = parts[0] * towers
+            parts += [ones * self.tower_weights[-1], ones * self.new_item_bias]
         if alone is not None:
             alone += _alone(encoded / self.config.temperature, parts[1:])
         return torch.cat(parts, dim=1)
@@ -229,7 +243,7 @@ class UnifiedModel(nn.Module):
         Args:
             items: M items; none is allowed.
             rows: What the look-up gave for `item_requests(items)`, perhaps among others.
-            alone: As for `encode_users`: (M, D + 1) or D + 2 of each tower.
+            alone: As for `encode_users`: (M, D + 2) of each tower.
 
         Returns:
             float32, (M, vector_width); connected to every requested row and every parameter of the
@@ -242,9 +256,13 @@ class UnifiedModel(nn.Module):
         )
         vectors = _gated(encoded, weights)
         bias = replace_withheld(rows["item.bias"], withheld).sum(dim=1, keepdim=True)
-        parts = [vectors, bias + self.global_bias]
-        if self.spec.is_absolute:
-            parts.append(_ones(vectors))
+        ones = _ones(vectors)
+        has_no_row = items.item_index.unsqueeze(1) >= self.spec.num_trained_items
+        parts = [
+            vectors,
+            bias + self.global_bias,
+            ones if self.spec.is_absolute else ones * has_no_row,
+        ]
         if alone is not None:
             alone += _alone(encoded, parts[1:])
         return torch.cat(parts, dim=1)
@@ -273,17 +291,16 @@ class UnifiedModel(nn.Module):
         return scores if self.thresholds is None else score_of_levels(scores, self.thresholds())
 
     def part_scores(self, users: Tensor, items: Tensor) -> Tensor:
-        """Each tower's share of the scores of all pairs, and in the end that of the biases.
+        """Each tower's share of the scores of all pairs, and in the end those of the two biases.
 
         Args:
             users: float32, (B, vector_width), as `encode_users` gives them.
             items: float32, (M, vector_width), as `encode_items` gives them.
 
         Returns:
-            float32, (T + 1, B, M). They sum to the scores.
+            float32, (T + 2, B, M), the last two of the last two numbers. They sum to the scores.
         """
-        widths = [self.config.embedding_dim] * len(self.tower_names)
-        widths.append(self.vector_width - self._towers_width)
+        widths = [*[self.config.embedding_dim] * len(self.tower_names), 1, 1]
         pairs = zip(users.split(widths, dim=1), items.split(widths, dim=1), strict=True)
         return torch.stack([user @ item.T for user, item in pairs])
 

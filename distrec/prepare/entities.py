@@ -102,6 +102,7 @@ def find_users(
 def find_items(
     events: DataFrame,
     table: DataFrame | None,
+    dropped: DataFrame | None,
     raw: Sequence[str],
     min_count: int,
     workspace: Workspace,
@@ -109,12 +110,14 @@ def find_items(
 ) -> Entities:
     """Items of train and of the catalogue; those without a row of their own come last, by id.
 
-    An item that occurs in valid or test only, and in no catalogue, is not known. Items of the
-    previous dataset are known as long as they have an id; a free id stands for no item.
+    An item that occurs in valid or test only, and in no catalogue, is not known, nor is one of the
+    catalogue that the k-core has dropped. Items of the previous dataset are known as long as they
+    have an id; a free id stands for no item.
 
     Args:
         events: With split.
         table: Checked catalogue: id, title, raw features.
+        dropped: item_id of the items out of the k-core; None drops none.
         raw: Names of the raw features.
         min_count: Items with fewer train events are cold.
         continuation: What is extended, and what is too old.
@@ -127,7 +130,10 @@ def find_items(
     in_train = counts.filter(F.col(c.COUNT) > 0)
     known = in_train.select(F.col(c.VALUE).alias(c.ID))
     if table is not None:
-        known = known.unionByName(table.select(c.ID)).distinct()
+        listed = table.select(c.ID)
+        if dropped is not None:
+            listed = listed.join(dropped, F.col(c.ID) == F.col(c.ITEM_ID), "left_anti")
+        known = known.unionByName(listed).distinct()
     cold = known.join(trained, c.ID, "left_anti")
     cold = workspace.materialize(cold, "cold")
     num_cold = cold.count()

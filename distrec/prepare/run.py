@@ -98,13 +98,13 @@ def _prepare(
     with stage("read and validate"):
         sources = read_sources(config.prepare, door, workspace)
     with stage("filter and split"):
-        kept, counts = _filter(sources, config, workspace)
+        kept, counts, dropped = _filter(sources, config, workspace)
         events, times, labels = _split(kept, counts, config, workspace)
     days = config.prepare.evict_after_days
     if days is not None:
         continuation = replace(continuation, oldest=int(times["max"]) - days * SECONDS_PER_DAY)
     with stage("vocabularies and features"):
-        users, items = _find(events, sources, config, workspace, continuation)
+        users, items = _find(events, dropped, sources, config, workspace, continuation)
         num_items = items.num_rows - items.vocabulary.num_free
         counts |= {"users": users.num_rows, "items": num_items}
         fitted = _fit(events, users, items, config, workspace, continuation)
@@ -121,8 +121,10 @@ def _prepare(
         return manifest.model_copy(update={"user_key_digest": key_digest(door.key)})
 
 
-def _filter(sources: Sources, config: Config, workspace: Workspace) -> tuple[DataFrame, Counts]:
-    """The events that count, and the rows that each step took away."""
+def _filter(
+    sources: Sources, config: Config, workspace: Workspace
+) -> tuple[DataFrame, Counts, DataFrame | None]:
+    """The events that count, the rows that each step took away, and the items out of the core."""
     prepare, audit = config.prepare, sources.audit
     read, rejected = audit.num_read["events"], audit.num_rejected["events"]
     kept, filtered = events_that_count(sources.events, read - rejected, prepare, workspace)
@@ -131,14 +133,19 @@ def _filter(sources: Sources, config: Config, workspace: Workspace) -> tuple[Dat
     num_kept = read - rejected - sum(filtered.values())
     _require_events(num_kept, counts)
     counts["k_core"] = 0
+    dropped = None
     if prepare.user_k_core > 1 or prepare.item_k_core > 1:
-        kept = workspace.materialize(k_core(kept, prepare, workspace), "k-core")
-        in_core = kept.count()
+        core = workspace.materialize(k_core(kept, prepare, workspace), "k-core")
+        in_core = core.count()
         counts["k_core"] = num_kept - in_core
         _require_events(in_core, counts)
-        num_kept = in_core
+        if prepare.item_k_core > 1:
+            items = core.select(c.ITEM_ID).distinct()
+            dropped = kept.select(c.ITEM_ID).distinct().join(items, c.ITEM_ID, "left_anti")
+            dropped = workspace.materialize(dropped, "out-of-core")
+        kept, num_kept = core, in_core
     counts["kept"] = num_kept
-    return kept, counts
+    return kept, counts, dropped
 
 
 def _require_events(num_kept: int, counts: Counts) -> None:
@@ -183,6 +190,7 @@ def _split(
 
 def _find(
     events: DataFrame,
+    dropped: DataFrame | None,
     sources: Sources,
     config: Config,
     workspace: Workspace,
@@ -195,7 +203,7 @@ def _find(
     common = (workspace, continuation)
     users, items = concurrently(
         partial(find_users, events, sources.users, raw["user"], least["user"], *common),
-        partial(find_items, events, sources.items, raw["item"], least["item"], *common),
+        partial(find_items, events, sources.items, dropped, raw["item"], least["item"], *common),
     )
     return users, items
 

@@ -178,7 +178,7 @@ class Validator:
         """Ranking metrics, with fitted weights of the towers unless these are clearly worse."""
         if not self._fits_weights(model):
             return self._ranking(scorer, beat)
-        model.tower_weights.copy_(model.given_weights())
+        model.weigh(model.given_weights())
         given = self._ranking(scorer, beat)
         held_out = choose_held_out(
             model, scorer, _beating(self._queries(), beat), self._num_queries,
@@ -187,14 +187,14 @@ class Validator:
         weights = fit_tower_weights(
             model, held_out, scorer.item_vectors, self.items.count < 0, self.collectives
         )
-        model.tower_weights.copy_(weights)
+        model.weigh(weights)
         fitted = self._ranking(scorer, beat)
         name = str(self.metric)
         is_kept = fitted[name] >= given[name] - slack(given[name], self._num_queries)
         if not is_kept:
-            model.tower_weights.copy_(model.given_weights())
+            model.weigh(model.given_weights())
         if self.collectives.world.is_first:
-            parts = zip((*model.tower_names, BIAS), weights.tolist(), strict=True)
+            parts = zip((*model.tower_names, BIAS, "new items"), weights.tolist(), strict=True)
             logger.info(
                 "towers weighed by valid (%s): %s %.4f in place of %.4f%s",
                 " ".join(f"{part} {weight:.2f}" for part, weight in parts),

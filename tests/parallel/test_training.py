@@ -45,14 +45,14 @@ def curve_config(directory: Path, kind: str) -> Config:
         "train": {"max_epochs": 9, "max_steps": NUM_STEPS, "evaluate_every_steps": NUM_STEPS},
     }
     if kind == MIXED:
-        keys["loss"] |= {"kind": "sampled_binary", "negatives": "mixed"}
+        keys["loss"] |= {"kind": "sampled_binary", "negatives": "mixed", "exclude_seen": True}
     if kind in ("sampled_softmax", MIXED):
         keys["train"] |= {"optimizer": "sgd", "learning_rate": 0.1, "gradient_clip": 1.0}
         # a sum over many negatives has large gradients
         rate = 1.0 if kind == MIXED else 6.0
         keys["sharding"] = {"optimizer": "sgd", "learning_rate": rate}
     if kind == WINDOWS:
-        keys["loss"] |= {"kind": "softmax", "adversarial": 0.1, "towers": 0.5}
+        keys["loss"] |= {"kind": "softmax", "adversarial": 0.1, "towers": 0.5, "exclude_seen": True}
         towers = ["cf", "autoencoder", "sequence", "deep"]
         keys["model"] = {"towers": towers, "cf_history": "mean"}
         # five steps an epoch
@@ -90,7 +90,7 @@ def fitted_weights(run: Run, collectives: Collectives) -> dict[str, float]:
         held_out = choose_held_out(model, ModelScorer(model, run.tables, items), queries, 60, True)
         is_free = torch.zeros(len(items), dtype=torch.bool)
         weights = fit_tower_weights(model, held_out, items, is_free, collectives)
-    names = (*model.tower_names, "bias")
+    names = (*model.tower_names, "bias", "new items")
     return {f"weight of {name}": float(w) for name, w in zip(names, weights, strict=True)}
 
 

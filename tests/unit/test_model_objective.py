@@ -13,10 +13,12 @@ from torch.nn import functional
 
 from distrec.batch import Batch, ItemBatch, Jagged
 from distrec.config import LossConfig
+from distrec.dataset import TrainRows
 from distrec.errors import ConfigError, DataError
 from distrec.metrics.evaluation import ModelScorer
 from distrec.model import ModelSpec, Objective, UnifiedModel, losses, resolve_loss_kind
 from distrec.model.losses import (
+    LeftOut,
     binary_loss,
     calibration_exponent,
     pairwise_loss,
@@ -26,6 +28,7 @@ from distrec.model.losses import (
     softmax_loss_sum,
     squared_loss,
 )
+from distrec.model.positions import Positions, window_targets
 from distrec.model.sampling import Negatives, NegativeSampler
 from distrec.model.step_inputs import select_items
 from tests.unit.test_model import (
@@ -37,7 +40,8 @@ from tests.unit.test_model import (
     make_model,
 )
 
-KINDS = ("softmax", "sampled_softmax", "sampled_binary", "bpr", "binary")
+OF_CATALOGUE = ("softmax", "sampled_softmax", "sampled_binary", "bpr")
+KINDS = (*OF_CATALOGUE, "binary")
 
 
 def make_objective(model: UnifiedModel, kind: str, **settings: object) -> Objective:
@@ -79,6 +83,38 @@ def test_softmax_in_blocks_is_torchs_own_with_its_gradients(
     plain = torch.nn.CrossEntropyLoss(reduction="none", label_smoothing=smoothing)
     expected = (weights * plain(users @ items.T, positives)).sum()
     found = softmax_loss_sum(users, items, positives, weights, smoothing)
+    torch.testing.assert_close(found, expected)
+    wanted = torch.autograd.grad(expected / 3, (users, items))
+    torch.testing.assert_close(torch.autograd.grad(found / 3, (users, items)), wanted)
+
+
+# of five users: one item twice, the positive itself, none, one that is no candidate
+LEFT_OUT = LeftOut(
+    columns=torch.tensor([1, 0, 1, 4, 3, 2, -1]),
+    starts=torch.tensor([0, 3, 5, 5, 3]),
+    lengths=torch.tensor([3, 2, 0, 2, 1]),
+)
+LEFT_OUT_BY_HAND = [{0, 1}, {3, 4}, set(), {2}, {4}]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_softmax_without_what_is_left_out_is_torchs_own_of_the_rest(
+    smoothing: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    monkeypatch.setattr(losses, "SCORES_PER_BLOCK", 17)
+    users = torch.randn(5, 4, generator=generator, requires_grad=True)
+    items = torch.randn(7, 4, generator=generator, requires_grad=True)
+    positives, weights = torch.tensor([0, 3, 6, 2, 3]), torch.tensor([1.0, 2.0, 0.0, 0.5, 1.0])
+    parts = []
+    for user, positive, out in zip(users, positives.tolist(), LEFT_OUT_BY_HAND, strict=True):
+        rest = [item for item in range(7) if item == positive or item not in out]
+        target = torch.tensor(rest.index(positive))
+        parts.append(
+            functional.cross_entropy(items[rest] @ user, target, label_smoothing=smoothing)
+        )
+    expected = (weights * torch.stack(parts)).sum()
+    found = softmax_loss_sum(users, items, positives, weights, smoothing, LEFT_OUT)
     torch.testing.assert_close(found, expected)
     wanted = torch.autograd.grad(expected / 3, (users, items))
     torch.testing.assert_close(torch.autograd.grad(found / 3, (users, items)), wanted)
@@ -171,24 +207,29 @@ def test_bpr_by_hand() -> None:
     np.testing.assert_allclose(losses, by_hand, rtol=1e-6)
 
 
+@pytest.mark.parametrize("left_out", [None, LEFT_OUT])
 def test_a_sampled_loss_in_blocks_is_that_of_all_scores_with_its_gradients(
-    monkeypatch: pytest.MonkeyPatch,
+    left_out: LeftOut | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     # blocks of two users and a rest of one
     monkeypatch.setattr(losses, "SCORES_PER_BLOCK", 7)
     users = torch.randn(5, 4, generator=generator, requires_grad=True)
     items = torch.randn(6, 4, generator=generator, requires_grad=True)
-    positives, negatives = torch.tensor([0, 3, 5, 2, 3]), torch.tensor([1, 3, 4])
-    weights, times = torch.tensor([1.0, 2.0, 0.0, 0.5, 1.0]), torch.tensor([1.0, 2.0, 1.0])
+    positives, negatives = torch.tensor([0, 3, 5, 2, 3]), torch.tensor([1, 3, 4, 0, 2])
+    weights = torch.tensor([1.0, 2.0, 0.0, 0.5, 1.0])
+    times = torch.tensor([1.0, 2.0, 1.0, 3.0, 1.0])
 
     def loss(own: Tensor, others: Tensor, hits: Tensor) -> Tensor:
         return sampled_binary_loss(own, others, times, hits, beta=0.5)
 
     own = (users * items[positives]).sum(dim=1)
     hits = positives.unsqueeze(1) == negatives
+    if left_out is not None:
+        for user, places in enumerate(LEFT_OUT_BY_HAND):
+            hits[user, list(places)] = True
     expected = (weights * loss(own, users @ items[negatives].T, hits)).sum()
-    found = sampled_loss_sum(loss, users, items, positives, negatives, weights)
+    found = sampled_loss_sum(loss, users, items, positives, negatives, weights, left_out)
     torch.testing.assert_close(found, expected)
     wanted = torch.autograd.grad(expected / 3, (users, items))
     torch.testing.assert_close(torch.autograd.grad(found / 3, (users, items)), wanted)
@@ -436,6 +477,69 @@ def test_a_free_index_is_no_candidate(kind: str) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", OF_CATALOGUE)
+@pytest.mark.parametrize("train_rows", ["events", "windows"])
+@pytest.mark.parametrize("has_free", [False, True])
+def test_what_was_seen_is_no_candidate(kind: str, train_rows: TrainRows, has_free: bool) -> None:
+    """Histories hold items twice, the target itself, unknown, cold and free ones."""
+    model = make_model()
+    tables = InMemoryTables(model)
+    catalogue = make_catalogue(model.spec)
+    counts = torch.where(catalogue.item_index == 5, -1, catalogue.count)
+    if has_free:
+        catalogue = replace(catalogue, count=counts)
+    settings = {"kind": kind, "num_negatives": 400_000, "l2": 0.0, "exclude_seen": True}
+    config = LossConfig.model_validate(settings)
+    objective = Objective(model, catalogue, config, 1, train_rows)
+    # a free index is no target
+    histories = [[3, 4, 3], [], [2, 1, 7, 9], [5 if train_rows == "events" else 8, 6]]
+    batch = make_batch([2, 3, 5, 4], [2, 4, 7, 3], histories)
+    times = torch.arange(len(batch.history.values))
+    batch = replace(
+        batch,
+        history_times=Jagged(times, batch.history.offsets),
+        time=torch.full((4,), len(times)),
+    )
+    positions, targets = Positions.ends(batch), batch.item_index
+    if train_rows == "windows":
+        positions, targets = window_targets(batch)
+    candidates = [index for index in range(2, 8) if index != 5 or not has_free]
+    rows = tables({**model.user_requests(batch, positions), **model.item_requests(catalogue)})
+    users = model.encode_users(batch, rows, positions)
+    vectors = model.encode_items(catalogue, rows)[[index - 2 for index in candidates]]
+    share = (catalogue.count[[index - 2 for index in candidates]] + 1.0) ** 0.75
+    expected, num_targets = 0.0, 0
+    examples = zip(positions.example, positions.length, targets.tolist(), users, strict=True)
+    for example, length, target, user in examples:
+        if target not in candidates:
+            continue
+        num_targets += 1
+        seen = set(histories[example][:length])
+        scores = (vectors @ user).detach()
+        own = scores[candidates.index(target)]
+        is_other = torch.tensor([index not in seen | {target} for index in candidates])
+        others = scores[is_other]
+        times = 400_000 * (share / share.sum())[is_other]
+        losses = {
+            "sampled_binary": (times * functional.softplus(others)).sum(),
+            "bpr": (times * functional.softplus(others - own)).sum() / times.sum(),
+        }
+        softmax = torch.logsumexp(torch.cat([own.reshape(1), others]), 0) - own
+        expected += float(batch.weights[example] * losses.get(kind, softmax))
+    assert num_targets == (4 if train_rows == "events" else 10)
+    found = objective.loss_sum(batch, tables(objective.requests(batch, 0)), 0)[0].item()
+    assert found == pytest.approx(expected, rel=1e-5 if kind == "softmax" else 1e-2)
+    config = config.model_copy(update={"exclude_seen": False})
+    without = loss_of(Objective(model, catalogue, config, 1, train_rows), tables, batch).item()
+    assert abs(without - found) > 1e-3 * found
+
+
+def test_what_was_seen_is_not_left_out_of_losses_of_labels() -> None:
+    model = make_model(SPEC.model_copy(update={"has_labels": True}))
+    with pytest.raises(ConfigError, match=r"Received: exclude_seen = true with binary. Set it to"):
+        make_objective(model, "binary", exclude_seen=True)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_is_the_sum_of_its_parts(kind: str) -> None:
     model = make_model()
@@ -477,8 +581,8 @@ def test_each_towers_own_loss_is_that_of_its_vectors_before_the_gate(normalize: 
     parts = model.part_scores(users, vectors)
     positives = batch.item_index - 2
     own = sum(
-        (batch.weights * functional.cross_entropy(part + parts[-1], positives, reduction="none"))
-        for part in parts[:-1]
+        (batch.weights * functional.cross_entropy(part + parts[-2], positives, reduction="none"))
+        for part in parts[:-2]
     )
     _opened_gates(model)
     plain = loss_of(make_objective(model, "softmax"), tables, batch)
@@ -487,7 +591,7 @@ def test_each_towers_own_loss_is_that_of_its_vectors_before_the_gate(normalize: 
     torch.testing.assert_close(with_towers - plain, 0.3 * own.sum().reshape(1))
 
 
-@pytest.mark.parametrize("kind", ["softmax", "sampled_softmax", "sampled_binary", "bpr"])
+@pytest.mark.parametrize("kind", OF_CATALOGUE)
 def test_gradients_of_the_towers_own_losses_add_up_over_weights(kind: str) -> None:
     model = make_model()
     _opened_gates(model)
@@ -513,7 +617,7 @@ def test_gradients_of_the_towers_own_losses_add_up_over_weights(kind: str) -> No
         torch.testing.assert_close(twice[name], 2 * half[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("kind", ["softmax", "sampled_softmax", "sampled_binary", "bpr"])
+@pytest.mark.parametrize("kind", OF_CATALOGUE)
 def test_with_the_towers_own_losses_a_batch_is_the_sum_of_its_parts(kind: str) -> None:
     model = make_model()
     _opened_gates(model)
@@ -613,7 +717,7 @@ def test_selected_items_keep_their_features() -> None:
 
 
 @pytest.mark.parametrize("towers", [("cf",), ("autoencoder",), ("cf", "autoencoder", "deep")])
-@pytest.mark.parametrize("kind", ["softmax", "sampled_softmax", "sampled_binary", "bpr"])
+@pytest.mark.parametrize("kind", OF_CATALOGUE)
 def test_on_a_checkerboard_the_withheld_item_ranks_first(towers: tuple, kind: str) -> None:
     size = 10
     spec = ModelSpec(

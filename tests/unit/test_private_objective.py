@@ -102,7 +102,10 @@ def brute_force(
             (items @ users[place]).expand(len(targets), -1), targets, reduction="none",
             label_smoothing=smoothing,
         )  # fmt: skip
-        found.append(torch.autograd.grad(losses.mean(), items)[0])
+        gradient = torch.autograd.grad(losses.mean(), items)[0]
+        # the last number, whether an item has no row, is 0 for every user
+        assert not gradient[:, -1].any()
+        found.append(gradient[:, :-1])
     return found
 
 

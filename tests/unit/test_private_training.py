@@ -232,6 +232,7 @@ def test_items_that_nobody_has_get_noise_too(tmp_path: Path) -> None:
         ({"model": {"cf_history": "mean"}}, r"model\.cf_history = \"mean\": set \"none\""),
         ({"model": {"augment": ["crop"]}}, r"model\.augment = \['crop'\]: remove it"),
         ({"loss": {"adversarial": 0.5}}, r"loss\.adversarial = 0\.5: set 0"),
+        ({"loss": {"exclude_seen": True}}, r"loss\.exclude_seen = true: set false"),
         ({"loss": {"kind": "sampled_softmax"}}, r"loss\.kind = \"sampled_softmax\""),
         ({"prepare": WINDOWS}, r"prepare\.train_rows = \"windows\""),
         ({"train": {"early_stopping_patience": 3}}, r"early_stopping_patience = 3: set 0"),

@@ -32,6 +32,9 @@ from tests.unit.test_model import (
 
 NOBODY = torch.zeros(12, dtype=torch.bool)
 ONE = OneProcess(torch.device("cpu"))
+# of three towers, the bias, and new items
+TRUE = [0.5, 1.0, 2.0, 1.0, -0.8]
+USUAL = [1.0, 1.0, 1.0, 1.0, 0.0]
 FITS = {"max_steps": 6, "fit_tower_weights": True}
 
 
@@ -42,7 +45,7 @@ def draw(num_users: int, seed: int) -> tuple[UnifiedModel, HeldOut, Tensor]:
     users = torch.randn(num_users, model.vector_width, generator=generator) * 0.6
     items = torch.randn(12, model.vector_width, generator=generator) * 0.6
     parts = model.part_scores(users, items)
-    true = torch.einsum("p,pbm->bm", torch.tensor([0.5, 1.0, 2.0, 1.0]), parts)
+    true = torch.einsum("p,pbm->bm", torch.tensor(TRUE), parts)
     targets = torch.multinomial(true.softmax(1), 2, generator=generator) + 2
     seen = torch.randint(2, 14, (num_users, 2), generator=generator)
     # some have two targets, some one that is in no catalogue beside, some none
@@ -55,7 +58,7 @@ def draw(num_users: int, seed: int) -> tuple[UnifiedModel, HeldOut, Tensor]:
 
 def plain(weights: Tensor, model: UnifiedModel, held_out: HeldOut, items: Tensor) -> Tensor:
     """The log-likelihood user by user, and the prior."""
-    total = -0.5 * (weights - 1).square().sum()
+    total = -0.5 * (weights - torch.tensor(USUAL)).square().sum()
     scores = torch.einsum("p,pbm->bm", weights, model.part_scores(held_out.users, items).double())
     for row, score in enumerate(scores):
         targets = held_out.targets.values[slice(*held_out.targets.offsets[row : row + 2].tolist())]
@@ -87,10 +90,10 @@ def test_no_other_weights_make_the_targets_likelier(
     plain(weights, model, held_out, items).backward()
     assert weights.grad is not None
     assert weights.grad.abs().max() < 0.1
-    ones = torch.ones(4, dtype=torch.float64, requires_grad=True)
-    plain(ones, model, held_out, items).backward()
-    assert ones.grad is not None
-    assert ones.grad.abs().max() > 10
+    usual = torch.tensor(USUAL, dtype=torch.float64, requires_grad=True)
+    plain(usual, model, held_out, items).backward()
+    assert usual.grad is not None
+    assert usual.grad.abs().max() > 10
 
 
 def test_the_weights_that_made_the_data_are_found() -> None:
@@ -100,14 +103,14 @@ def test_the_weights_that_made_the_data_are_found() -> None:
         ).values[::2]), users=held_out.users[::4],
     )  # fmt: skip
     fitted = fit_tower_weights(model, [held_out], items, NOBODY, ONE)
-    assert fitted.tolist() == pytest.approx([0.5, 1.0, 2.0, 1.0], abs=0.25)
+    assert fitted.tolist() == pytest.approx(TRUE, abs=0.25)
 
 
 def test_no_weight_is_below_zero_and_none_is_found_from_nothing() -> None:
     model, held_out, items = draw(num_users=200, seed=3)
     nobody = HeldOut(held_out.users, None, Jagged.from_lists([[] for _ in range(200)]))
-    assert fit_tower_weights(model, [nobody], items, NOBODY, ONE).tolist() == [1.0] * 4
-    assert fit_tower_weights(model, [], items, NOBODY, ONE).tolist() == [1.0] * 4
+    assert fit_tower_weights(model, [nobody], items, NOBODY, ONE).tolist() == USUAL
+    assert fit_tower_weights(model, [], items, NOBODY, ONE).tolist() == USUAL
     width = model.config.embedding_dim
     against = held_out.users.clone()
     against[:, :width] *= -1
@@ -115,7 +118,8 @@ def test_no_weight_is_below_zero_and_none_is_found_from_nothing() -> None:
         model, [dataclasses.replace(held_out, users=against)], items, NOBODY, ONE
     )
     assert fitted[0] == 0
-    assert fitted[1:].min() > 0.5
+    assert fitted[1:-1].min() > 0.5
+    assert fitted[-1] < -0.3
 
 
 def test_a_place_that_stands_for_no_item_takes_no_share() -> None:
@@ -160,8 +164,8 @@ def test_of_many_queries_the_same_are_taken_however_they_are_dealt(
 
 
 def test_weights_count_outside_training_where_lists_are_all_that_is_wanted() -> None:
-    given = {"cf": 0.5, "deep": 0.0, "bias": 2.0}
-    model, plain_model = make_model(tower_weights=given).eval(), make_model().eval()
+    given = {"tower_weights": {"cf": 0.5, "deep": 0.0, "bias": 2.0}, "new_item_bias": -0.7}
+    model, plain_model = make_model(**given).eval(), make_model().eval()
     tables = InMemoryTables(model)
     catalogue = make_catalogue()
     users, items = encode(model, tables, BATCH, catalogue)
@@ -170,14 +174,18 @@ def test_weights_count_outside_training_where_lists_are_all_that_is_wanted() -> 
     weights = torch.tensor([0.5, 1.0, 0.0, 2.0]).view(-1, 1, 1)
     parts = plain_model.part_scores(without, items)
     torch.testing.assert_close(parts.sum(0), without @ items.T)
-    torch.testing.assert_close(model.part_scores(users, items), weights * parts)
-    shares = model.tower_scores(users.unsqueeze(1), items.unsqueeze(0))
-    torch.testing.assert_close(shares.permute(2, 0, 1), weights * parts)
+    assert not parts[-1].any()
+    found = model.part_scores(users, items)
+    torch.testing.assert_close(found[:-1], weights * parts[:-1])
+    # items 8 and 9 have no row
+    assert found[-1].tolist() == [pytest.approx([0.0] * 6 + [-0.7] * 2)] * 4
+    shares = model.tower_scores(users.unsqueeze(1), items.unsqueeze(0)).permute(2, 0, 1)
+    torch.testing.assert_close(shares, torch.cat([found[:3], found[3:].sum(0, keepdim=True)]))
     model.train()
     in_training = model.encode_users(BATCH, tables(model.user_requests(BATCH)))
     torch.testing.assert_close(in_training, without)
     labelled = SPEC.model_copy(update={"has_labels": True})
-    probable = make_model(labelled, tower_weights=given).eval()
+    probable = make_model(labelled, **given).eval()
     of_labels = make_model(labelled).eval()
     tables = InMemoryTables(probable)
     torch.testing.assert_close(
@@ -198,13 +206,14 @@ def test_slack_is_half_of_a_standard_error() -> None:
 def test_weights_that_are_hardly_worse_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = torch.tensor([0.7, 1.0, 0.7, 1.4])
+    weights = torch.tensor([0.7, 1.0, 0.7, 1.4, -0.5])
     monkeypatch.setattr("distrec.trainer.validation.fit_tower_weights", lambda *_: weights)
     monkeypatch.setattr("distrec.trainer.validation.slack", lambda *_: 1.0)
     config = make_config(tmp_path, {"train": FITS})
     train(config, ONE)
     model = checkpoint.load_model(checkpoint.find(config.checkpoint_directory, "newest"))
-    assert torch.equal(model.tower_weights, weights)
+    assert torch.equal(model.tower_weights, weights[:-1])
+    assert model.new_item_bias == -0.5
 
 
 @pytest.mark.parametrize("given", [0.0, 1.0])
@@ -215,13 +224,15 @@ def test_training_keeps_the_weights_that_are_better_on_valid(
     monkeypatch.setattr("distrec.trainer.validation.slack", lambda *_: 0.0)
     names = ("cf", "autoencoder", "deep", "bias")
     monkeypatch.setattr(
-        "distrec.trainer.validation.fit_tower_weights", lambda *_: torch.full((4,), 1.0 - given)
+        "distrec.trainer.validation.fit_tower_weights", lambda *_: torch.full((5,), 1.0 - given)
     )
-    keys = {"model": {"tower_weights": dict.fromkeys(names, given)}, "train": FITS}
+    weights = {"tower_weights": dict.fromkeys(names, given), "new_item_bias": given}
+    keys = {"model": weights, "train": FITS}
     config = make_config(tmp_path, keys)
     train(config, ONE)
     model = checkpoint.load_model(checkpoint.find(config.checkpoint_directory, "newest"))
     assert model.tower_weights.tolist() == [1.0] * 4
+    assert model.new_item_bias == 1.0
 
 
 def test_the_weights_of_a_run_are_fitted_and_saved_unless_told_not_to(tmp_path: Path) -> None:

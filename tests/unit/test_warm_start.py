@@ -282,7 +282,7 @@ def test_other_features_leave_the_layers_that_read_them(old: Config) -> None:
     assert left
     assert all(name.startswith("towers.deep.") for name in left)
     for name, tensor in model.state_dict().items():
-        kind = "buffer" if name == "tower_weights" else "parameter"
+        kind = "buffer" if name in ("tower_weights", "new_item_bias") else "parameter"
         expected = before[name] if name in left else stored[f"{kind}/{name}"]
         assert torch.equal(tensor, expected), name
     wider = ModelConfig.model_validate({**dict(old.model), "autoencoder_hidden": (24,)})

@@ -50,6 +50,8 @@ __all__ = [
 # the whole, and slices: of users by num_events, of targets by their count in train;
 # new items, which have none, are cold as well
 GROUPS = ("all", "cold_users", "warm_users", "cold_items", "warm_items", "new_items")
+# the slice new_items once more, in lists of new items alone
+AMONG_NEW = "among_new_items"
 
 
 def recommend(scores: Tensor, k: int, seen: Jagged | None, targets: Jagged | None) -> Tensor:
@@ -178,8 +180,8 @@ class RankingMetrics:
         cold_item_count: An item with at most this many train events is cold.
         item_vectors: float32, (num_items - FIRST_INDEX, F), of length one or zero, for diversity;
             None leaves diversity out.
-        beyond_accuracy: Whether coverage, popularity and diversity are measured: the state then
-            holds len(ks) * num_items more numbers.
+        beyond_accuracy: Whether coverage, popularity and diversity are measured, for which the
+            state holds len(ks) * num_items more numbers, and new items among themselves.
     """
 
     def __init__(
@@ -204,10 +206,14 @@ class RankingMetrics:
         self.is_cold[FIRST_INDEX:] = item_counts.cpu() <= cold_item_count
         self.is_new = torch.ones(num_items, dtype=torch.bool)
         self.is_new[FIRST_INDEX:] = item_counts.cpu() <= 0
+        is_new_item = item_counts.cpu() == 0
+        ranks_new = beyond_accuracy and bool(is_new_item.any())
+        self._is_no_new_item = ~is_new_item if ranks_new else None
         free = (item_counts.cpu() < 0).nonzero()[:, 0]
         self._free = free if len(free) else None
         # a group a row: queries, targets, then each metric at each K
         self._sums = torch.zeros(len(GROUPS), 2 + len(ACCURACY) * len(self.ks)).double()
+        self._among_new = torch.zeros_like(self._sums[0])
         self._beyond = (
             BeyondAccuracy(self.ks, num_items, item_counts.cpu(), item_vectors)
             if beyond_accuracy
@@ -248,6 +254,8 @@ class RankingMetrics:
             if self._free is not None:
                 block = block.index_fill(1, self._free.to(block.device), -torch.inf)
             lists[start:stop] = recommend(block, self.ks[-1], seen, targets)
+            if self._is_no_new_item is not None:
+                self._update_among_new(block, seen, targets, self._is_no_new_item)
             start = stop
         if start != num_queries:
             raise DataError(
@@ -255,6 +263,24 @@ class RankingMetrics:
             )
         self.update_lists(lists, queries.targets, queries.batch.num_events)
         return lists
+
+    def _update_among_new(
+        self, block: Tensor, seen: Jagged | None, targets: Jagged, is_other: Tensor
+    ) -> None:
+        """Add the queries of a block that have a new item of the catalogue as a target."""
+        items = targets.values.cpu()
+        is_target = self.is_new[items] & (items >= FIRST_INDEX)
+        bags = targets.bag_of_value.cpu()
+        rows = torch.unique(bags[is_target])
+        if not len(rows):
+            return
+        lengths = torch.bincount(bags[is_target], minlength=len(block))[rows]
+        wanted = Jagged.from_lengths(items[is_target], lengths)
+        scores = block[rows.to(block.device)].masked_fill(is_other.to(block.device), -torch.inf)
+        seen = None if seen is None else seen.select(rows.to(seen.offsets.device))
+        lists = recommend(scores, self.ks[-1], seen, wanted).cpu()
+        cells = torch.arange(len(lists)).unsqueeze(1) * self.num_items + lists
+        self._among_new += self._group(cells, *self.distinct_targets(wanted)).sum(0)
 
     def _check_shape(self, block: Tensor, fits: bool) -> None:
         width = self.num_items - FIRST_INDEX
@@ -317,7 +343,7 @@ class RankingMetrics:
 
     def state_vector(self) -> Tensor:
         """Everything accumulated, float64, 1-D: the sum over ranks is the state of the whole."""
-        parts = [self._sums.flatten()]
+        parts = [self._sums.flatten(), self._among_new]
         if self._beyond is not None:
             parts.append(self._beyond.state_vector())
         return torch.cat(parts)
@@ -326,14 +352,16 @@ class RankingMetrics:
         """Replace what was accumulated, by the sum of the vectors of metrics made alike."""
         state = state.to("cpu", torch.float64)
         assert state.shape == self.state_vector().shape, state.shape
-        size = self._sums.numel()
-        self._sums = state[:size].reshape(self._sums.shape).clone()
+        sizes = [self._sums.numel(), self._among_new.numel()]
+        sums, among_new, rest = state.split([*sizes, len(state) - sum(sizes)])
+        self._sums = sums.reshape(self._sums.shape).clone()
+        self._among_new = among_new.clone()
         if self._beyond is not None:
-            self._beyond.load_state_vector(state[size:])
+            self._beyond.load_state_vector(rest)
 
     def compute(self) -> dict[str, float]:
         """Means over all queries by name (``ndcg@10``); zeros when there were no queries."""
-        values = self._means(0)
+        values = self._means(self._sums[0])
         if self._beyond is not None:
             values |= self._beyond.compute()
         return values
@@ -342,18 +370,21 @@ class RankingMetrics:
         """By slice: num_queries, num_targets, metrics.
 
         A slice of users holds whole queries. A slice of items keeps, of each query, the targets
-        that are in the slice, and leaves out queries that have none.
+        that are in the slice, and leaves out queries that have none. AMONG_NEW, where it is
+        measured, has the targets that are new items of the catalogue, in lists of such items alone.
         """
+        sums = dict(zip(GROUPS[1:], self._sums[1:], strict=True))
+        if self._is_no_new_item is not None:
+            sums[AMONG_NEW] = self._among_new
         return {
             name: {
-                "num_queries": int(self._sums[row, 0]),
-                "num_targets": int(self._sums[row, 1]),
+                "num_queries": int(row[0]),
+                "num_targets": int(row[1]),
                 "metrics": self._means(row),
             }
-            for row, name in enumerate(GROUPS)
-            if row > 0
+            for name, row in sums.items()
         }
 
-    def _means(self, row: int) -> dict[str, float]:
-        means = self._sums[row, 2:] / self._sums[row, 0].clamp(min=1.0)
+    def _means(self, row: Tensor) -> dict[str, float]:
+        means = row[2:] / row[0].clamp(min=1.0)
         return dict(zip(metric_names(self.ks), means.tolist(), strict=True))

@@ -114,6 +114,7 @@ SLICES = {
     "cold_items": "cold items",
     "warm_items": "warm items",
     "new_items": "new items",
+    "among_new_items": "new items, of these alone",
 }
 
 

@@ -420,3 +420,36 @@ def test_a_new_item_is_seen_and_in_no_history(spark: SparkSession, tmp_path: Pat
         assert len(query["seen"]) == 6
         assert set(query["seen"]) > old
         assert query["num_events"] == len(old)
+
+
+def test_an_item_out_of_the_core_leaves_the_catalogue(spark: SparkSession, tmp_path: Path) -> None:
+    """Everybody has a to c, one user has rare, nobody has new; then the rare one sells."""
+    lines = [f"{user},{item},{when}" for user in range(4) for when, item in enumerate("abc", 1)]
+    (tmp_path / "events.csv").write_text("\n".join(["u,i,t", "0,rare,0", *lines]) + "\n")
+    items = [*"abc", "rare", "new"]
+    (tmp_path / "items.csv").write_text("\n".join(["i,kind", *(f"{k},{k}" for k in items)]) + "\n")
+    section = {
+        "events": {"paths": [str(tmp_path / "events.csv")], "user": "u", "item": "i", "time": "t"},
+        "items": {"paths": [str(tmp_path / "items.csv")], "id": "i",
+                  "features": [{"column": "kind", "kind": "categorical"}]},
+        "item_k_core": 2,
+    }  # fmt: skip
+    first = config_of(tmp_path / "first", prepare=section)
+    manifest = prepare.run(spark, first)
+    found = rows(manifest, first.dataset_directory, "items")
+    assert [row["item_id"] for row in found] == ["a", "b", "c", "new"]
+    assert manifest.counts["k_core"] == 1
+    assert manifest.counts["items"] == 4
+    plain = config_of(tmp_path / "plain", prepare={**section, "item_k_core": 1})
+    everything = prepare.run(spark, plain)
+    found = rows(everything, plain.dataset_directory, "items")
+    assert sorted(row["item_id"] for row in found) == sorted(items)
+    # what has an id already keeps it, and its features
+    grown = {**section, "extend": str(plain.dataset_directory)}
+    second = config_of(tmp_path / "second", prepare=grown)
+    extended = prepare.run(spark, second)
+    found = {row["item_id"]: row for row in rows(extended, second.dataset_directory, "items")}
+    assert sorted(found) == sorted(items)
+    assert found["rare"]["count"] == 0
+    # 1 is the unknown one
+    assert found["rare"]["item_kind"] not in (1, *(found[name]["item_kind"] for name in "abc"))

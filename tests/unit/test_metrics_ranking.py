@@ -200,6 +200,32 @@ def test_slices() -> None:
     assert slices["cold_items"]["metrics"]["recall@3"] == pytest.approx((1 + 1 / 2) / 2)
 
 
+def test_new_items_among_themselves() -> None:
+    # items 3, 4 and 6 are new; 5 stands for nothing
+    metrics = RankingMetrics([1, 2], 7, torch.tensor([9, 0, 0, -1, 0]))
+    scores = torch.tensor([[5.0, 2.0, 3.0, 9.0, 1.0]] * 5)
+    queries = make_queries(
+        # a new item behind a seen one and a warm one, both alike; a warm one; an unknown one
+        [[3, 2], [6], [4, 4, 6, UNKNOWN_INDEX], [2], [UNKNOWN_INDEX]],
+        seen=[[4], [], [3, 6], [], []],
+    )
+    metrics.update(iter((scores[:2], scores[2:])), queries)
+    among = metrics.compute_slices()["among_new_items"]
+    assert (among["num_queries"], among["num_targets"]) == (3, 4)
+    # lists 3, 6 of the first; 4, 3 of the second; 4, 6 of the third, whose seen target stays
+    found = {name: among["metrics"][name] for name in ("hr@1", "hr@2", "recall@2", "mrr@2")}
+    assert found == pytest.approx({"hr@1": 2 / 3, "hr@2": 2 / 3, "recall@2": 2 / 3, "mrr@2": 2 / 3})
+    twice = RankingMetrics([1, 2], 7, torch.tensor([9, 0, 0, -1, 0]))
+    twice.load_state_vector(2 * metrics.state_vector())
+    assert twice.compute_slices()["among_new_items"]["num_targets"] == 8
+    assert twice.compute_slices()["among_new_items"]["metrics"] == among["metrics"]
+    assert twice.compute() == metrics.compute()
+    for counts, beyond_accuracy in (([9, 1, 1, -1, 1], True), ([9, 0, 0, -1, 0], False)):
+        none = RankingMetrics([1], 7, torch.tensor(counts), beyond_accuracy=beyond_accuracy)
+        none.update(scores, queries)
+        assert "among_new_items" not in none.compute_slices()
+
+
 # --- other implementations ---------------------------------------------------------------------
 
 

@@ -148,9 +148,11 @@ def test_the_tables_of_a_grocer() -> None:
             "quantity": [1, 2], "transaction_timestamp": pa.array(times, pa.timestamp("ns")),
         },
         "products": {
-            "product_id": [26081], "manufacturer_id": [2], "department": ["MISC"],
-            "brand": ["National"], "product_category": pa.array([None], pa.string()),
-            "product_type": ["ICE - CRUSHED/CUBED"], "package_size": ["22 LB"],
+            # the second one is sold to nobody
+            "product_id": [1095275, 26081], "manufacturer_id": [2, 3],
+            "department": ["MISC", "MISC"], "brand": ["National", "Private"],
+            "product_category": pa.array([None, None], pa.string()),
+            "product_type": ["ICE - CRUSHED/CUBED", ""], "package_size": ["22 LB", ""],
         },
         "demographics": {
             "household_id": [1], "age": ["65+"], "income": ["35-49K"],
@@ -168,7 +170,7 @@ def test_the_tables_of_a_grocer() -> None:
         "events.tsv": "user_id\titem_id\ttimestamp\tquantity\tstore_id\n"
         "900\t1095275\t1483271606\t1\t330\n906\t9878513\t1483315200\t2\t331\n",
         "items.tsv": "item_id\ttitle\tdepartment\tcategory\tbrand\tmanufacturer\tpackage_size\n"
-        "26081\tICE - CRUSHED/CUBED\tMISC\t\tNational\t2\t22 LB\n",
+        "1095275\tICE - CRUSHED/CUBED\tMISC\t\tNational\t2\t22 LB\n",
         "users.tsv": "user_id\tage\tincome\thome_ownership\tmarital_status\thousehold_size\tkids\n"
         "1\t65+\t35-49K\t\tMarried\t2\t0\n",
     }

@@ -307,10 +307,12 @@ class LossConfig(Section):
     gate, and the item's bias. A tower that explains train by heart then stops no other from
     learning. For losses over the catalogue, of 2 towers or more; each is one more pass over the
     same candidates."""
-    exclude_seen: bool = False
-    """Whether what an example's history holds is left out of its candidates, as lists leave it out
-    (evaluate.exclude_seen, score.exclude_seen): the model need not learn that nothing is taken
-    twice. The item to predict stays. For losses over the catalogue."""
+    exclude_seen: bool | None = None
+    """Whether what an example's history holds is left out of its candidates, as lists leave it out:
+    the model need not learn that nothing is taken twice, and what was taken earlier says nothing
+    against it. The item to predict stays. For losses over the catalogue. Not given: where
+    evaluate.exclude_seen does so, and prepare.duplicates leaves one event of a user with an item;
+    not with [privacy]."""
     contrastive: float = Field(default=0.0, ge=0)
     """Weight of a term that holds each user's history, seen in two ways, to be more like itself
     than like those of the other users of a rank's part of the batch (InfoNCE), by the towers that

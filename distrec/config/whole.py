@@ -130,6 +130,14 @@ class Config(Section):
         """A file by which the launcher tells the ranks, on every host, to save and end."""
         return self.logs_directory / "stop"
 
+    @property
+    def trains_without_seen(self) -> bool:
+        """What loss.exclude_seen says, or stands for where it is not given."""
+        if self.loss.exclude_seen is not None:
+            return self.loss.exclude_seen
+        repeats = self.prepare.duplicates == "keep_all"
+        return self.evaluate.exclude_seen and not repeats and self.privacy is None
+
     @model_validator(mode="after")
     def _possible(self) -> Config:
         slots = sum(int(host.rpartition(":")[2]) for host in self.launch.hosts if ":" in host)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,15 +30,24 @@ class LeftOut:
     starts: Tensor
     lengths: Tensor
 
-    def of_block(self, part: slice) -> tuple[Tensor, Tensor]:
-        """Rows in a block of users and columns, int64, (n,) each, of what is left out."""
-        lengths = self.lengths[part]
-        ends = lengths.cumsum(0)
-        rows = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
-        shift = self.starts[part] - ends + lengths
-        columns = self.columns[torch.arange(len(rows), device=rows.device) + shift[rows]]
-        is_item = columns >= 0
-        return rows[is_item], columns[is_item]
+    @cached_property
+    def _bounds(self) -> list[int]:
+        """B + 1 sums of lengths, at once: a block that asked a GPU for its own would wait."""
+        return [0, *self.lengths.cumsum(0).tolist()]
+
+    def mask(self, part: slice, width: int) -> Tensor:
+        """What is left out of a block of b users: bool, (b, width), of items 0 to width - 1."""
+        lengths, device = self.lengths[part], self.lengths.device
+        size = self._bounds[part.start + len(lengths)] - self._bounds[part.start]
+        rows = torch.repeat_interleave(
+            torch.arange(len(lengths), device=device), lengths, output_size=size
+        )
+        shift = self.starts[part] - lengths.cumsum(0) + lengths
+        columns = self.columns[torch.arange(size, device=device) + shift[rows]]
+        # what is no item falls into the last column
+        mask = torch.zeros(len(lengths), width + 1, dtype=torch.bool, device=device)
+        mask[rows, torch.where(columns < 0, width, columns)] = True
+        return mask[:, :width]
 
 
 def softmax_loss_sum(
@@ -92,9 +102,8 @@ class _SoftmaxLossSum(torch.autograd.Function):
             block, positive = users[part], positives[part].unsqueeze(1)
             scores = block @ items.T
             if left_out is not None:
-                own = scores.gather(1, positive)
-                scores[left_out.of_block(part)] = -torch.inf
-                scores.scatter_(1, positive, own)
+                is_left_out = left_out.mask(part, len(items)).scatter_(1, positive, False)
+                scores.masked_fill_(is_left_out, -torch.inf)
             scores -= scores.amax(dim=1, keepdim=True)
             wanted = (1.0 - label_smoothing) * scores.gather(1, positive)
             if label_smoothing:
@@ -152,7 +161,7 @@ def sampled_loss_sum(
     def block_loss(block: Tensor, wanted: Tensor, others: Tensor, part: slice) -> Tensor:
         is_none = positives[part].unsqueeze(1) == negatives
         if left_out is not None:
-            is_none[left_out.of_block(part)] = True
+            is_none |= left_out.mask(part, len(negatives))
         return (weights[part] * loss((block * wanted).sum(dim=1), block @ others.T, is_none)).sum()
 
     rows = max(1, SCORES_PER_BLOCK // max(len(negatives), 1))

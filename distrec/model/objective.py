@@ -69,6 +69,8 @@ class Objective:
         collectives: Of the job; by default one process.
         similar: int64, (num_items, n): what may stand in for each item, where model.augment has
             substitute.
+        exclude_seen: Whether an example's history is left out of its candidates, but for its item;
+            without effect on losses of labels.
 
     Attributes:
         task_weights: Of the T tasks; one task of weight 1 without model.multi_task.
@@ -87,6 +89,7 @@ class Objective:
         train_rows: TrainRows = "events",
         collectives: Collectives | None = None,
         similar: Tensor | None = None,
+        exclude_seen: bool = False,
     ) -> None:
         self.model = model
         self.config = config
@@ -123,6 +126,7 @@ class Objective:
         self.device = model.global_bias.device
         self.collectives = collectives or OneProcess(self.device)
         self.task_weights = [config.task_weights.get(task, 1.0) for task in (LABEL, *model.tasks)]
+        self._excludes_seen = exclude_seen
         self._similar = None if similar is None else similar.to(self.device)
         # cold items have no positives: as negatives they would only learn to be bad
         last = model.spec.num_items if self.kind in LABELLED else model.spec.num_trained_items
@@ -352,7 +356,7 @@ class Objective:
         self, batch: Batch, positions: Positions | None, drawn: Tensor | None = None
     ) -> LeftOut | None:
         """What each target's history holds: places among the candidates, or among those drawn."""
-        if not self.config.exclude_seen:
+        if not self._excludes_seen:
             return None
         history = self._inputs(batch).batch.history
         places = history.values - FIRST_INDEX

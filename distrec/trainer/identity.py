@@ -43,8 +43,9 @@ def resume_hash(config: Config) -> str:
             free += ("tower_weights",)
         if name == "model" and config.model.new_item_bias == 0:
             free += ("new_item_bias",)
-        if name == "loss" and not config.loss.exclude_seen:
-            free += ("exclude_seen",)
+        if name == "loss":
+            dumped[name]["exclude_seen"] = config.trains_without_seen
+            free += () if config.trains_without_seen else ("exclude_seen",)
         fits = config.train.fit_tower_weights and len(config.model.towers) > 1
         if name == "train" and not fits:
             free += ("fit_tower_weights",)

@@ -269,6 +269,7 @@ def build(inputs: Inputs, collectives: Collectives, lanes: int | None) -> Run:
             manifest.train_rows,
             collectives,
             _similar_items(inputs),
+            config.trains_without_seen,
         ),
         reader=reader,
         validator=Validator(config, manifest, inputs.items, collectives),

@@ -488,9 +488,8 @@ def test_what_was_seen_is_no_candidate(kind: str, train_rows: TrainRows, has_fre
     counts = torch.where(catalogue.item_index == 5, -1, catalogue.count)
     if has_free:
         catalogue = replace(catalogue, count=counts)
-    settings = {"kind": kind, "num_negatives": 400_000, "l2": 0.0, "exclude_seen": True}
-    config = LossConfig.model_validate(settings)
-    objective = Objective(model, catalogue, config, 1, train_rows)
+    config = LossConfig.model_validate({"kind": kind, "num_negatives": 400_000, "l2": 0.0})
+    objective = Objective(model, catalogue, config, 1, train_rows, exclude_seen=True)
     # a free index is no target
     histories = [[3, 4, 3], [], [2, 1, 7, 9], [5 if train_rows == "events" else 8, 6]]
     batch = make_batch([2, 3, 5, 4], [2, 4, 7, 3], histories)
@@ -529,7 +528,6 @@ def test_what_was_seen_is_no_candidate(kind: str, train_rows: TrainRows, has_fre
     assert num_targets == (4 if train_rows == "events" else 10)
     found = objective.loss_sum(batch, tables(objective.requests(batch, 0)), 0)[0].item()
     assert found == pytest.approx(expected, rel=1e-5 if kind == "softmax" else 1e-2)
-    config = config.model_copy(update={"exclude_seen": False})
     without = loss_of(Objective(model, catalogue, config, 1, train_rows), tables, batch).item()
     assert abs(without - found) > 1e-3 * found
 

@@ -310,7 +310,8 @@ class LossConfig(Section):
     exclude_seen: bool | None = None
     """Whether what an example's history holds is left out of its candidates, as lists leave it out:
     the model need not learn that nothing is taken twice, and what was taken earlier says nothing
-    against it. The item to predict stays. For losses over the catalogue. Not given: where
+    against it. The item to predict stays. What is older than prepare.history_length is a candidate,
+    so that should hold most histories. For losses over the catalogue. Not given: where
     evaluate.exclude_seen does so, and prepare.duplicates leaves one event of a user with an item;
     not with [privacy]."""
     contrastive: float = Field(default=0.0, ge=0)

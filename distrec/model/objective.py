@@ -366,9 +366,8 @@ class Objective:
             columns = self._places[columns]
             counts = counts & (columns >= 0)
         if drawn is not None:
-            found = torch.searchsorted(drawn, columns).clamp(max=len(drawn) - 1)
-            counts = counts & (drawn[found] == columns)
-            columns = found
+            counts = counts & torch.isin(columns, drawn)
+            columns = torch.searchsorted(drawn, columns)
         lengths = history.lengths if positions is None else positions.length
         starts = at(positions, history.offsets[:-1])
         return LeftOut(torch.where(counts, columns, -1), starts, lengths)

@@ -9,10 +9,12 @@ import pytest
 from distrec.config import dump_config, load_config, section_hash
 from distrec.config_reference import reference
 from distrec.errors import ConfigError
+from distrec.trainer.identity import resume_hash
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "conf").glob("*.toml"))
 MOVIELENS = ROOT / "conf" / "movielens-100k.toml"
+REPEATS = 'prepare.duplicates="keep_all"'
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -152,6 +154,21 @@ def test_section_hash_changes_with_its_sections_only() -> None:
     other = load_config(MOVIELENS, ["score.k=7"])
     assert section_hash(base, "train", "model") == section_hash(other, "train", "model")
     assert section_hash(base, "score") != section_hash(other, "score")
+
+
+def test_training_leaves_out_what_lists_leave_out() -> None:
+    hashes = set()
+    for expected, overrides in {
+        True: [[], ["loss.exclude_seen=true"], ["loss.exclude_seen=true", REPEATS]],
+        False: [["loss.exclude_seen=false"], ["evaluate.exclude_seen=false"], [REPEATS]],
+    }.items():
+        configs = [load_config(MOVIELENS, keys) for keys in overrides]
+        assert [config.trains_without_seen for config in configs] == [expected] * 3
+        # what computes the same goes on from the same checkpoint
+        found = {resume_hash(config) for config in configs}
+        assert len(found) == 1
+        hashes |= found
+    assert len(hashes) == 2
 
 
 def test_reference_is_current_and_documents_every_key() -> None:

@@ -532,6 +532,15 @@ def test_what_was_seen_is_no_candidate(kind: str, train_rows: TrainRows, has_fre
     assert abs(without - found) > 1e-3 * found
 
 
+def test_histories_without_a_target_leave_nothing_out() -> None:
+    """Nor is anything drawn, where negatives are the targets of a batch that has none."""
+    model = make_model()
+    config = LossConfig(kind="sampled_softmax", negatives="in_batch", l2=0.0)
+    objective = Objective(model, make_catalogue(), config, 1, exclude_seen=True)
+    batch = make_batch([2, 3], [1, 9], [[3, 4], [5]])
+    assert loss_of(objective, InMemoryTables(model), batch).item() == 0.0
+
+
 def test_what_was_seen_is_not_left_out_of_losses_of_labels() -> None:
     model = make_model(SPEC.model_copy(update={"has_labels": True}))
     with pytest.raises(ConfigError, match=r"Received: exclude_seen = true with binary. Set it to"):

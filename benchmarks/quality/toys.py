@@ -14,7 +14,9 @@ from unified import arguments, common, report
 
 BARS = {"ndcg@10": common.at_least(0.0551)}
 
-CHOSEN = ('model.towers=["autoencoder", "sequence"]', "loss.towers=1.0")
+CHOSEN = (
+    'model.towers=["autoencoder", "sequence"]', "loss.towers=1.0", "loss.exclude_seen=false",
+)  # fmt: skip
 
 if __name__ == "__main__":
     given = arguments(__doc__, "runs/quality")

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from distrec.errors import ConfigError
 
 ACCURACY = ("hr", "recall", "precision", "ndcg", "mrr", "map")
+# the slice new_items once more, in lists of new items alone
+AMONG_NEW = "among_new_items"
 BEYOND_ACCURACY = ("coverage", "popularity", "diversity")
 CLASSIFICATION = ("auc", "log_loss")
 RATING = ("rmse", "mae")

@@ -31,7 +31,7 @@ from distrec.batch import Jagged, QueryBatch
 from distrec.columns import FIRST_INDEX, PADDING_INDEX
 from distrec.errors import DataError
 from distrec.metrics.beyond_accuracy import BeyondAccuracy
-from distrec.metrics.names import ACCURACY, MetricName, metric_names, parse_metric_name
+from distrec.metrics.names import ACCURACY, AMONG_NEW, MetricName, metric_names, parse_metric_name
 from distrec.metrics.top_k import top_k
 
 __all__ = [
@@ -50,8 +50,6 @@ __all__ = [
 # the whole, and slices: of users by num_events, of targets by their count in train;
 # new items, which have none, are cold as well
 GROUPS = ("all", "cold_users", "warm_users", "cold_items", "warm_items", "new_items")
-# the slice new_items once more, in lists of new items alone
-AMONG_NEW = "among_new_items"
 
 
 def recommend(scores: Tensor, k: int, seen: Jagged | None, targets: Jagged | None) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from distrec.metrics.names import AMONG_NEW
 from distrec.report import charts, glossary, scales
 from distrec.report.files import finite, mapping
 from distrec.report.scales import Axis
@@ -213,7 +214,10 @@ def _charts(models: Any, cutoffs: Sequence[int], wanted: Sequence[str]) -> list[
 
 
 def _slices(models: Any, cutoff: int) -> dict[str, Any]:
-    """Rows of slices and models; the best model of each slice is marked."""
+    """Rows of slices and models; the best model of each slice is marked.
+
+    Lists of new items alone are in the table and not in the chart, whose scale they would set.
+    """
     order = _models(models)
     names = list(
         dict.fromkeys(
@@ -222,6 +226,7 @@ def _slices(models: Any, cutoff: int) -> dict[str, Any]:
     )
     bases = [base for base in SLICE_METRICS if base in _bases(models, "ranking")]
     groups = []
+    drawn: list[str] = []
     values: list[list[float | None]] = [[] for _ in order]
     for name in names:
         parts = [
@@ -232,9 +237,11 @@ def _slices(models: Any, cutoff: int) -> dict[str, Any]:
             _cells([finite(mapping(p.get("metrics")).get(f"{base}@{cutoff}")) for p in parts], base)
             for base in bases
         ]
-        for index, part in enumerate(parts):
-            first = bases[0] if bases else ""
-            values[index].append(finite(mapping(part.get("metrics")).get(f"{first}@{cutoff}")))
+        if name != AMONG_NEW:
+            drawn.append(glossary.slice_label(name))
+            for index, part in enumerate(parts):
+                first = bases[0] if bases else ""
+                values[index].append(finite(mapping(part.get("metrics")).get(f"{first}@{cutoff}")))
         groups.append(
             {
                 "name": glossary.slice_label(name),
@@ -246,21 +253,21 @@ def _slices(models: Any, cutoff: int) -> dict[str, Any]:
             }
         )
     heads = [{"label": glossary.label(f"{base}@{cutoff}")} for base in bases]
-    return {"heads": heads, "groups": groups, "chart": _slice_chart(groups, order, values, heads)}
+    return {"heads": heads, "groups": groups, "chart": _slice_chart(drawn, order, values, heads)}
 
 
 def _slice_chart(
-    groups: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
     order: Sequence[str],
     values: Sequence[Sequence[float | None]],
     heads: Sequence[Mapping[str, Any]],
 ) -> Any:
-    if not groups or not heads:
+    if not names or not heads:
         return None
     labels = [glossary.model_label(model) for model in order]
     return charts.column_chart(
         f"{heads[0]['label']} of {', '.join(labels)} by slice.",
-        [group["name"] for group in groups],
+        names,
         labels,
         values,
         "slice",

@@ -113,6 +113,7 @@ def _model(scale: float) -> dict[str, Any]:
     slices = {
         "cold_users": {"num_queries": 7, "metrics": {"ndcg@10": scale * 0.05}},
         "warm_users": {"num_queries": 23, "metrics": {"ndcg@10": scale * 0.15}},
+        "among_new_items": {"num_queries": 2, "metrics": {"ndcg@10": scale * 0.45}},
     }
     classification = {"auc": 0.4 * scale, "log_loss": 1 - 0.3 * scale, "num_examples": 12345}
     return {"metrics": values, "slices": slices, "classification": classification}
@@ -237,6 +238,10 @@ def test_numbers_stand_in_their_rows(complete: tuple[Config, str, Page]) -> None
         row for row in page.rows["Metrics by slice on test at K = 10"] if "0.3000(best)" in row
     ]
     assert [row[0] for row in slices] == ["warm users23 queries"]
+    # in each table, and in no chart, whose scale it would set
+    tables = [rows for caption, rows in page.rows.items() if caption.startswith("Metrics by slice")]
+    assert page.text.count("new items, of these alone") == len(tables) == 4
+    assert page.text.count("cold users") > 4
     assert page.row("Rows after each stage of prepare", "rejected")[1] == "30"
     assert page.row("Rejected rows by reason", EVIL)[1] == "20"
     assert page.row("Splits of the dataset", "train")[1:3] == ["360", "3"]

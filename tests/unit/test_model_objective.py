@@ -70,24 +70,6 @@ def test_softmax_by_hand() -> None:
     assert smooth == pytest.approx(3 * by_hand, rel=1e-5)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_softmax_in_blocks_is_torchs_own_with_its_gradients(
-    smoothing: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    generator = torch.Generator().manual_seed(0)
-    # blocks of two users and a rest of one
-    monkeypatch.setattr(losses, "SCORES_PER_BLOCK", 17)
-    users = torch.randn(5, 4, generator=generator, requires_grad=True)
-    items = torch.randn(7, 4, generator=generator, requires_grad=True)
-    positives, weights = torch.tensor([0, 3, 6, 2, 3]), torch.tensor([1.0, 2.0, 0.0, 0.5, 1.0])
-    plain = torch.nn.CrossEntropyLoss(reduction="none", label_smoothing=smoothing)
-    expected = (weights * plain(users @ items.T, positives)).sum()
-    found = softmax_loss_sum(users, items, positives, weights, smoothing)
-    torch.testing.assert_close(found, expected)
-    wanted = torch.autograd.grad(expected / 3, (users, items))
-    torch.testing.assert_close(torch.autograd.grad(found / 3, (users, items)), wanted)
-
-
 # of five users: one item twice, the positive itself, none, one that is no candidate
 LEFT_OUT = LeftOut(
     columns=torch.tensor([1, 0, 1, 4, 3, 2, -1]),
@@ -98,23 +80,26 @@ LEFT_OUT_BY_HAND = [{0, 1}, {3, 4}, set(), {2}, {4}]
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_softmax_without_what_is_left_out_is_torchs_own_of_the_rest(
-    smoothing: float, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("left_out", [None, LEFT_OUT])
+def test_softmax_in_blocks_is_torchs_own_with_its_gradients(
+    smoothing: float, left_out: LeftOut | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator = torch.Generator().manual_seed(0)
+    # blocks of two users and a rest of one
     monkeypatch.setattr(losses, "SCORES_PER_BLOCK", 17)
     users = torch.randn(5, 4, generator=generator, requires_grad=True)
     items = torch.randn(7, 4, generator=generator, requires_grad=True)
     positives, weights = torch.tensor([0, 3, 6, 2, 3]), torch.tensor([1.0, 2.0, 0.0, 0.5, 1.0])
     parts = []
-    for user, positive, out in zip(users, positives.tolist(), LEFT_OUT_BY_HAND, strict=True):
+    none = LEFT_OUT_BY_HAND if left_out is not None else [set()] * 5
+    for user, positive, out in zip(users, positives.tolist(), none, strict=True):
         rest = [item for item in range(7) if item == positive or item not in out]
         target = torch.tensor(rest.index(positive))
         parts.append(
             functional.cross_entropy(items[rest] @ user, target, label_smoothing=smoothing)
         )
     expected = (weights * torch.stack(parts)).sum()
-    found = softmax_loss_sum(users, items, positives, weights, smoothing, LEFT_OUT)
+    found = softmax_loss_sum(users, items, positives, weights, smoothing, left_out)
     torch.testing.assert_close(found, expected)
     wanted = torch.autograd.grad(expected / 3, (users, items))
     torch.testing.assert_close(torch.autograd.grad(found / 3, (users, items)), wanted)

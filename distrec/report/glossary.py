@@ -108,6 +108,8 @@ MODELS = {
     "ease": "EASE",
     "als": "ALS",
 }
+# slices whose lists do not hold the whole catalogue
+OTHER_LISTS = frozenset({"among_new_items"})
 SLICES = {
     "cold_users": "cold users",
     "warm_users": "warm users",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from distrec.metrics.names import AMONG_NEW
 from distrec.report import charts, glossary, scales
 from distrec.report.files import finite, mapping
 from distrec.report.scales import Axis
@@ -237,7 +236,7 @@ def _slices(models: Any, cutoff: int) -> dict[str, Any]:
             _cells([finite(mapping(p.get("metrics")).get(f"{base}@{cutoff}")) for p in parts], base)
             for base in bases
         ]
-        if name != AMONG_NEW:
+        if name not in glossary.OTHER_LISTS:
             drawn.append(glossary.slice_label(name))
             for index, part in enumerate(parts):
                 first = bases[0] if bases else ""

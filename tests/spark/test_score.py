@@ -222,7 +222,7 @@ def test_same_files_again_and_export_reused(spark: SparkSession, run: Run) -> No
     config = run.config()
     first = scoring.run(spark, config)
     matrix = run.directory / "export" / "step-00000012" / "item_matrix.npy"
-    assert np.load(matrix).shape == (NUM_ITEMS, 33)
+    assert np.load(matrix).shape == (NUM_ITEMS, 34)
     written = matrix.stat().st_mtime_ns
     # other blocks and another number of partitions change nothing but the files
     second = scoring.run(spark, run.config(user_block=7, item_block=1000, num_files=1))
@@ -232,7 +232,7 @@ def test_same_files_again_and_export_reused(spark: SparkSession, run: Run) -> No
     # a damaged export is made again
     matrix.write_bytes(matrix.read_bytes()[:-4])
     assert scoring.run(spark, config).files == first.files
-    assert np.load(matrix).shape == (NUM_ITEMS, 33)
+    assert np.load(matrix).shape == (NUM_ITEMS, 34)
 
 
 def test_block_list_short_lists_and_seen_items(

@@ -15,18 +15,24 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distrec.batch import Batch, ItemBatch
-from distrec.columns import FIRST_INDEX, ITEM_ID, LABEL, USER_ID
+from distrec.columns import ITEM_ID, LABEL, USER_ID
 from distrec.config import ModelConfig
 from distrec.config.training import BIAS
 from distrec.errors import ConfigError
 from distrec.model.adapters import freeze
 from distrec.model.autoencoder import VariationalTower
-from distrec.model.features import has_features
 from distrec.model.layers import Gate, PairHead
 from distrec.model.multi_task import MultiTaskHead
 from distrec.model.ordinal import RatingThresholds, score_of_levels
-from distrec.model.positions import Positions, at, elapsed
+from distrec.model.positions import Positions, at
 from distrec.model.registry import TOWERS, tower_class
+from distrec.model.signals import (
+    NUM_ITEM_SIGNALS,
+    NUM_USER_SIGNALS,
+    item_signals,
+    recency,
+    user_signals,
+)
 from distrec.model.spec import ModelSpec
 from distrec.model.towers import (
     USER_TABLE,
@@ -42,12 +48,6 @@ BIAS_TABLE = "item_bias"
 USER_BIAS_TABLE = "user_bias"
 # the kernels want rows of a multiple of four numbers; the bias is their sum
 BIAS_WIDTH = 4
-_NUM_USER_SIGNALS = 4
-_NUM_ITEM_SIGNALS = 3
-# brings log1p of counts to the size of the flags beside them
-_LOG_COUNT_SCALE = 0.2
-# and log1p of seconds: a year is 17
-_LOG_SECONDS_SCALE = 0.05
 
 
 def vocabulary_of(table: str, spec: ModelSpec) -> str:
@@ -91,8 +91,8 @@ class UnifiedModel(nn.Module):
         for name in self._frozen_towers:
             freeze(self.towers[name], config.adapter_rank)
         num_towers = len(self.tower_names)
-        self.user_gate = Gate(_NUM_USER_SIGNALS, num_towers, config.gate_hidden, sees_recency=True)
-        self.item_gate = Gate(_NUM_ITEM_SIGNALS, num_towers, config.gate_hidden)
+        self.user_gate = Gate(NUM_USER_SIGNALS, num_towers, config.gate_hidden, sees_recency=True)
+        self.item_gate = Gate(NUM_ITEM_SIGNALS, num_towers, config.gate_hidden)
         # without effect in a softmax; the base rate of probabilities, the mean of ratings
         self.global_bias = nn.Parameter(torch.zeros(()))
         self._towers_width = num_towers * config.embedding_dim
@@ -215,7 +215,7 @@ class UnifiedModel(nn.Module):
         """
         withheld = self._withheld(batch.batch_size, batch.user_index.device)
         weights = self.user_gate(
-            self._user_signals(batch, withheld, positions), _recency(batch, positions)
+            user_signals(batch, withheld, positions), recency(batch, positions)
         )
         encoded = self._stacked(
             [tower.encode_users(batch, rows, withheld, positions) for tower in self._towers()]
@@ -250,7 +250,7 @@ class UnifiedModel(nn.Module):
             item side, whatever M.
         """
         withheld = self._withheld(len(items.item_index), items.item_index.device)
-        weights = self.item_gate(self._item_signals(items, withheld))
+        weights = self.item_gate(item_signals(items, withheld, self.spec.num_trained_items))
         encoded = self._stacked(
             [tower.encode_items(items, rows, withheld) for tower in self._towers()]
         )
@@ -367,38 +367,6 @@ class UnifiedModel(nn.Module):
         stacked = torch.stack(vectors, dim=1)  # (B, T, D)
         return functional.normalize(stacked, dim=-1) if self.config.normalize else stacked
 
-    def _user_signals(
-        self, batch: Batch, withheld: Tensor | None, positions: Positions | None = None
-    ) -> Tensor:
-        """What the gate sees of a user: float32, (B, 4), or (P, 4) with positions."""
-        known = batch.user_index >= FIRST_INDEX
-        if withheld is not None:
-            known = known & ~withheld
-        lengths = batch.history.lengths if positions is None else positions.length
-        unseen = at(positions, batch.history.lengths) - lengths
-        counts = torch.stack([at(positions, batch.num_events) - unseen, lengths], dim=1)
-        return torch.cat(
-            [
-                torch.log1p(counts.to(torch.float32)) * _LOG_COUNT_SCALE,
-                at(positions, known.to(torch.float32).unsqueeze(1)),
-                at(positions, has_features(batch.ids, batch.dense)),
-            ],
-            dim=1,
-        )
-
-    def _item_signals(self, items: ItemBatch, withheld: Tensor | None) -> Tensor:
-        """What the gate sees of an item: float32, (M, 3). A withheld item looks like a cold one."""
-        known = (items.item_index >= FIRST_INDEX) & (items.item_index < self.spec.num_trained_items)
-        if withheld is not None:
-            known = known & ~withheld
-        flag = known.to(torch.float32)
-        # a free index has a count below zero
-        counts = items.count.clamp(min=0).to(torch.float32)
-        log_count = torch.log1p(counts) * _LOG_COUNT_SCALE * flag
-        return torch.cat(
-            [torch.stack([log_count, flag], dim=1), has_features(items.ids, items.dense)], dim=1
-        )
-
 
 def _several_tasks(spec: ModelSpec, config: ModelConfig) -> tuple[str, ...]:
     if not spec.tasks or not spec.has_labels:
@@ -427,9 +395,3 @@ def _alone(stacked: Tensor, biases: list[Tensor]) -> list[Tensor]:
 
 def _ones(vectors: Tensor) -> Tensor:
     return torch.ones(len(vectors), 1, dtype=vectors.dtype, device=vectors.device)
-
-
-def _recency(batch: Batch, positions: Positions | None) -> Tensor:
-    """How long before what comes next the last event was: float32, (B,) or (P,); 0 without one."""
-    seconds = elapsed(batch, positions or Positions.ends(batch)).clamp(min=0)
-    return torch.log1p(seconds.to(torch.float32)) * _LOG_SECONDS_SCALE

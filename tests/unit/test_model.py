@@ -19,7 +19,7 @@ from distrec.errors import ConfigError
 from distrec.model import ModelSpec, UnifiedModel
 from distrec.model.layers import CrossNetwork
 from distrec.model.positions import Positions, elapsed
-from distrec.model.unified import _recency
+from distrec.model.signals import item_signals, recency, user_signals
 from distrec.sharding.lookup import Request, pool
 from tests.synthetic import write_dataset
 
@@ -263,8 +263,8 @@ def test_gate_starts_even_and_tells_known_from_unknown() -> None:
     with torch.no_grad():
         model.user_gate.output.weight.normal_()
     stranger = replace(BATCH, user_index=torch.ones_like(BATCH.user_index))
-    known = model.user_gate(model._user_signals(BATCH, None))
-    unknown = model.user_gate(model._user_signals(stranger, None))
+    known = model.user_gate(user_signals(BATCH, None))
+    unknown = model.user_gate(user_signals(stranger, None))
     assert (known[:3] - unknown[:3]).abs().min() > 1e-4
     torch.testing.assert_close(known[3], unknown[3])
 
@@ -277,7 +277,7 @@ def test_gate_sees_how_long_ago_the_last_event_was() -> None:
         model.user_gate.recency.fill_(2.0)
     times = Jagged.from_lists([[10, 40], [], [0, 100, 100, 500], [7]])
     batch = replace(BATCH, history_times=times, time=torch.tensor([50, 60, 500, 7 + 3600]))
-    assert _recency(batch, None).tolist() == pytest.approx(
+    assert recency(batch, None).tolist() == pytest.approx(
         [math.log(11) / 20, 0.0, 0.0, math.log(3601) / 20], rel=1e-6
     )
     places = Positions(torch.tensor([2, 2, 2, 0, 1]), torch.tensor([0, 1, 3, 1, 0]))
@@ -312,8 +312,8 @@ def test_a_missing_feature_is_zero_and_known_to_the_gate() -> None:
     bare = replace(
         padded, ids={name: Jagged.singles(zeros) for name in BATCH.ids}, dense=torch.zeros(4, 1)
     )
-    assert model._user_signals(padded, None)[:, 3].tolist() == [1, 1, 1, 1]
-    assert model._user_signals(bare, None)[:, 3].tolist() == [0, 0, 0, 0]
+    assert user_signals(padded, None)[:, 3].tolist() == [1, 1, 1, 1]
+    assert user_signals(bare, None)[:, 3].tolist() == [0, 0, 0, 0]
 
 
 def test_input_dropout_asks_for_fewer_rows_and_keeps_the_mean() -> None:
@@ -344,10 +344,10 @@ def test_a_withheld_id_reads_the_unknown_row_and_looks_unknown() -> None:
         gradient = tables.weights[name].grad
         assert gradient[1].abs().sum() > 0
         assert gradient[2:].abs().sum() == 0
-    signals = model._item_signals(make_catalogue(), torch.ones(8, dtype=torch.bool))
+    signals = item_signals(make_catalogue(), torch.ones(8, dtype=torch.bool), 8)
     assert signals[:, :2].abs().sum() == 0
-    assert model._user_signals(BATCH, torch.ones(4, dtype=torch.bool))[:, 2].abs().sum() == 0
-    assert model._user_signals(BATCH, None)[:, 2].tolist() == [1, 1, 1, 0]
+    assert user_signals(BATCH, torch.ones(4, dtype=torch.bool))[:, 2].abs().sum() == 0
+    assert user_signals(BATCH, None)[:, 2].tolist() == [1, 1, 1, 0]
     model.eval()
     users, _ = encode(model, tables, BATCH, make_catalogue())
     torch.testing.assert_close(users[:, :8], tables.weights["user"][[2, 3, 5, 1]])

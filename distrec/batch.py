@@ -178,12 +178,15 @@ class ItemBatch:
         item_index: int64, (M,), in [FIRST_INDEX, num_items).
         count: int64, (M,): events in train; columns.FREE_COUNT where the index is free, and so
             stands for no item.
+        recent: int64, (M,): positive events of the days before the split that is scored; 0 where
+            events have no times.
         ids: item features that are ids, by dataset column.
         dense: item numbers and vectors side by side: float32, (M, num_dense).
     """
 
     item_index: Tensor
     count: Tensor
+    recent: Tensor
     ids: Mapping[str, Jagged]
     dense: Tensor
 

@@ -25,6 +25,8 @@ EVENT_TYPE = "event_type"
 SPLIT = "split"
 TITLE = "title"
 COUNT = "count"
+# items, of a dataset with times: events of the last prepare.recent_days before a split
+RECENT = "recent"
 # vocabularies with eviction: Unix seconds of the last event in which the value was seen
 LAST_TIME = "last_time"
 # generation of the dataset in which an id was given to another value
@@ -69,7 +71,15 @@ ITEMS = "items"
 USERS = "users"
 REJECTS = "rejects"
 
+# whose events may be recent when each of them comes
+RECENT_POOLS = {VALID: (TRAIN,), TEST: (TRAIN, VALID), USERS: (TRAIN, VALID, TEST)}
+
 SIDES = ("user", "item", "context")
+
+
+def recent_column(split: str) -> str:
+    """Items' column of what was recent when valid, test or users came: ``recent_test``."""
+    return f"{RECENT}_{split}"
 
 
 def feature_column(side: str, name: str) -> str:

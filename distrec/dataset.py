@@ -41,7 +41,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from distrec.columns import MAX_TASKS, TASK_NAME
+from distrec.columns import MAX_TASKS, TASK_NAME, recent_column
 from distrec.errors import DataError
 from distrec.untrusted import read_manifest_text
 
@@ -205,6 +205,10 @@ class DatasetManifest(_Part):
     """Rejected rows by reason."""
     statistics: dict[str, dict[str, float]]
     """Fitted numbers, by feature column: mean, std, min, max, missing."""
+    recent_after: dict[str, int] = {}
+    """valid, test, users -> Unix seconds: positive events of train, for test also of valid, for
+    users of all three, that are later are counted in items, column recent_valid and so on. Empty:
+    there are no such columns."""
     extends: Extension | None = None
     """The previous dataset, when this one was made with prepare.extend."""
     user_key_digest: str = ""
@@ -219,6 +223,10 @@ class DatasetManifest(_Part):
     def num_dense(self, *sides: str) -> int:
         """Width of the dense matrix of the given sides."""
         return sum(feature.dim for feature in self.features_of(*sides))
+
+    def recent_column(self, split: str) -> str | None:
+        """Items' column of what was recent when valid, test or users came, if there is one."""
+        return recent_column(split) if split in self.recent_after else None
 
     @property
     def generation(self) -> int:

@@ -113,7 +113,7 @@ def run(config: Config) -> dict[str, Any]:
     partial = config.query_ranks_path.with_name(f".{config.query_ranks_path.name}.{os.getpid()}")
     try:
         with inference(model.model), QueryRanksWriter(partial) as ranks:
-            splits = _measure(inputs, _model_scorer(inputs, model), baselines, ranks)
+            splits = _measure(inputs, model, baselines, ranks)
         fsync(partial)
         partial.rename(config.query_ranks_path)
     except OSError as error:
@@ -178,26 +178,30 @@ def _device(config: Config) -> torch.device:
     return torch.device("cpu")
 
 
-def _model_scorer(inputs: Inputs, model: ScoringModel) -> ModelScorer:
+def _model_scorer(inputs: Inputs, model: ScoringModel, split: str) -> ModelScorer:
+    """Of the catalogue as it is when the split comes."""
     cpu = torch.device("cpu")
-    vectors = encode_catalogue(model.model, model.tables, inputs.items, _ITEMS_PER_LOOKUP, cpu)
+    items = read_items(inputs.config.dataset_directory, inputs.manifest, split)
+    vectors = encode_catalogue(model.model, model.tables, items, _ITEMS_PER_LOOKUP, cpu)
     vectors = vectors.to(_device(inputs.config))
     return ModelScorer(model.model, model.tables, vectors, cpu)
 
 
 def _measure(
     inputs: Inputs,
-    model: ModelScorer | None,
+    model: ScoringModel | None,
     baselines: Sequence[str],
     ranks: QueryRanksWriter | None,
 ) -> dict[str, Any]:
     """Every split that has queries, with the model, if there is one, and the baselines."""
-    scorers: dict[str, Scorer] = {} if model is None else {MODEL: model}
+    scorers: dict[str, Scorer] = {}
     learnt_from: tuple[str, ...] = ()
     results = {}
     for split in QUERIES:
         if not _num_queries(inputs.manifest, split):
             continue
+        if model is not None and (MODEL not in scorers or model.model.recent_weight != 0):
+            scorers[MODEL] = _model_scorer(inputs, model, split)
         splits = _splits_for(inputs.config, split)
         if splits != learnt_from:
             for name in baselines:

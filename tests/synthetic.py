@@ -27,6 +27,8 @@ from distrec.dataset import (
 )
 
 NUM_GROUPS = 4
+START = 1_600_000_000
+RECENT_AFTER = START + 7_000_000
 FEATURES = (
     FeatureSpec(
         name="group", side="user", kind="categorical", column="user_group", num_embeddings=6
@@ -110,7 +112,8 @@ def write_dataset(
     """Write a dataset directory and return its manifest.
 
     Every user has events_per_user events in train, one in valid, one in test. The last
-    num_cold_items items of the catalogue occur in no event. With ratings, what is of a user's group
+    num_cold_items items of the catalogue occur in no event. Recent are events after RECENT_AFTER,
+    before every split. With ratings, what is of a user's group
     is rated 4.5, else 1. With tasks there is one more, like, which is 1 of what is of a user's
     group, and in train known of the first quarter of the rows only. With event_types the kind of an
     event follows from its item and time (event_type).
@@ -139,20 +142,22 @@ def write_dataset(
     user_schema = pa.schema([*state_fields, *user_fields, *context_fields])
     item_schema = pa.schema(
         [(c.ITEM_ID, pa.string()), (c.ITEM_INDEX, pa.int64()), (c.TITLE, pa.string()),
-         (c.COUNT, pa.int64()), ("item_tags", ids), ("item_image", pa.list_(pa.float32()))]
+         (c.COUNT, pa.int64()), *((c.recent_column(split), pa.int64()) for split in c.RECENT_POOLS),
+         ("item_tags", ids), ("item_image", pa.list_(pa.float32()))]
     )  # fmt: skip
 
     rows: dict[str, list[dict]] = {
         name: [] for name in (c.TRAIN, c.VALID, c.TEST, c.VALID_QUERIES, c.TEST_QUERIES, c.USERS)
     }
     counts = np.zeros(total_items + c.FIRST_INDEX, dtype=np.int64)
+    recent = {split: np.zeros_like(counts) for split in c.RECENT_POOLS}
     for number in range(num_users):
         group = number % NUM_GROUPS
         own = item_ids[group_of_item[item_ids] == group]
         size = events_per_user + 2
         pick_own = rng.random(size) < 0.9
         taken = np.where(pick_own, rng.choice(own, size), rng.choice(item_ids, size))
-        times = 1_600_000_000 + np.sort(rng.integers(0, 10_000_000, size))
+        times = START + np.sort(rng.integers(0, 10_000_000, size))
         features = {"user_group": group + 2, "user_age": float(rng.normal())}
         user = {c.USER_ID: f"u{number}", c.USER_INDEX: number + c.FIRST_INDEX}
         positives: list[int] = []
@@ -181,6 +186,9 @@ def write_dataset(
                 rows[f"{split}_queries"].append({**shared, **user, **before, **sets})
             else:
                 counts[item] += 1
+            if label and time > RECENT_AFTER:
+                for later, pool in c.RECENT_POOLS.items():
+                    recent[later][item] += split in pool
             if label:
                 positives.append(item)
                 positive_times.append(time)
@@ -205,6 +213,7 @@ def write_dataset(
             c.ITEM_INDEX: index,
             c.TITLE: f"Item {index}",
             c.COUNT: int(counts[index]),
+            **{c.recent_column(split): int(found[index]) for split, found in recent.items()},
             "item_tags": [int(group_of_item[index]) + 2],
             "item_image": [float(group_of_item[index] == k) for k in range(3)],
         }
@@ -267,6 +276,7 @@ def write_dataset(
         counts={"read": len(rows[c.TRAIN])},
         rejects={},
         statistics={},
+        recent_after=dict.fromkeys(c.RECENT_POOLS, RECENT_AFTER),
     )  # fmt: skip
     (directory / MANIFEST).write_text(json.dumps(manifest.model_dump(mode="json"), indent=1))
     return manifest

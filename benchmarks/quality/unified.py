@@ -27,6 +27,7 @@ from distrec.job import configure_logging
 
 ROOT = Path(__file__).parents[2]
 METRICS = ("hr@10", "ndcg@10")
+_OTHER_WEIGHTS = ("new_item_bias", "recent_weight")
 STAGES = ("prepare", "train", "evaluate")
 
 
@@ -61,12 +62,13 @@ def spread(name: str, values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def fitted_weights(path: Path) -> tuple[str, str]:
+def fitted_weights(path: Path) -> tuple[str, ...]:
     """Those of a checkpoint, as key=value of [model]."""
     model = load_model(path)
     pairs = zip((*model.tower_names, BIAS), model.tower_weights.tolist(), strict=True)
     inline = ", ".join(f"{tower} = {weight!r}" for tower, weight in pairs)
-    return f"model.tower_weights={{{inline}}}", f"model.new_item_bias={float(model.new_item_bias)}"
+    others = (f"model.{name}={float(getattr(model, name))}" for name in _OTHER_WEIGHTS)
+    return (f"model.tower_weights={{{inline}}}", *others)
 
 
 def measure(

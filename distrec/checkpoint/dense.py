@@ -22,7 +22,8 @@ _AVERAGE = "average/"
 # what checkpoints of older versions do not have: it stays as it is built, which changes nothing
 _NEWER = frozenset(
     {
-        f"{_BUFFER}tower_weights", f"{_BUFFER}new_item_bias", f"{_PARAMETER}user_gate.recency",
+        f"{_BUFFER}tower_weights", f"{_BUFFER}new_item_bias", f"{_BUFFER}recent_weight",
+        f"{_PARAMETER}user_gate.recency",
     }
 )  # fmt: skip
 

@@ -302,6 +302,9 @@ class PrepareConfig(Section):
     their features."""
     history_length: int = Field(default=50, ge=1, le=1_000_000)
     """L: positive events kept of a user's past."""
+    recent_days: int = Field(default=28, ge=1, le=36_500)
+    """Days before valid, test and the users' lists over which an item's positive events are counted
+    for model.recent_weight; without effect where events have no times."""
     train_rows: Literal["events", "windows"] = "events"
     """events: an example an event, each with its history. windows: an example a stretch of
     history_length events of a user, of which training predicts every one from those before it: for

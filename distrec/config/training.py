@@ -222,6 +222,11 @@ class ModelConfig(Section):
     """Added outside training to the score of an item without a row of its own, such as one that
     nobody has had yet: how much such items are taken at all, train cannot tell. See
     train.fit_tower_weights. No effect on probabilities and ratings."""
+    recent_weight: float = 0.0
+    """So often the logarithm of 3 + an item's events of the last prepare.recent_days is added to
+    its score outside training: what sells now, which training, over all of the past, cannot tell.
+    In scoring these are the last days of all events. See train.fit_tower_weights. No effect on
+    probabilities and ratings."""
     normalize: bool = False
     """Tower vectors of length one (cosine), with `temperature`."""
     temperature: float = Field(default=1.0, gt=0)
@@ -362,11 +367,11 @@ class TrainConfig(Section):
     """Validations without an improvement after which training stops; 0: never."""
     fit_tower_weights: bool = True
     """Whether each validation of lists fits how much each tower, and the item's bias, counts
-    outside training, and model.new_item_bias, by cross-entropy on valid: T + 2 numbers, kept unless
-    `metric` is worse with them than with those of [model] by half a standard error or more. A tower
-    that learns train by heart is trusted too much by the gate, which learns from train alone. Not
-    with one tower, labels, ratings or [privacy]; without valid, those of [model] or of a warm start
-    stay."""
+    outside training, model.new_item_bias and model.recent_weight, by cross-entropy on valid: T + 3
+    numbers, kept unless `metric` is worse with them than with those of [model] by half a standard
+    error or more. A tower that learns train by heart is trusted too much by the gate, which learns
+    from train alone. Not with labels, ratings or [privacy]; without valid, those of [model] or of a
+    warm start stay."""
     metric: str = "ndcg@10"
     """Validation metric that is maximised (auc and ranking metrics) or minimised (log_loss, rmse,
     mae); with model.multi_task also auc:<task> and log_loss:<task>."""

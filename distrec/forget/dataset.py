@@ -113,15 +113,19 @@ def _change_files(
 
 
 def _with_fewer_events(found: Found, index: str, table: pa.Table) -> pa.Table:
-    """Counts of train events of items without those that go."""
-    ids, counts = integers(table, index), integers(table, c.COUNT)
-    fewer = np.array([found.num_events.get(int(one), 0) for one in ids], np.int64)
-    if not fewer.any():
-        return table
-    # an item of an extended dataset may be counted as 0, and a free index stands for none
-    column = pa.array(np.where(counts > 0, np.maximum(counts - fewer, 0), counts))
-    place = table.schema.get_field_index(c.COUNT)
-    return table.set_column(place, table.schema.field(place), column)
+    """Counts of events of items without those that go."""
+    gone = {c.COUNT: found.num_events}
+    gone |= {c.recent_column(split): counts for split, counts in found.recent.items()}
+    ids = integers(table, index).tolist()
+    for name in filter(table.column_names.__contains__, gone):
+        counts = integers(table, name)
+        fewer = np.array([gone[name][one] for one in ids], np.int64)
+        if fewer.any():
+            # an item of an extended dataset may be counted as 0, and a free index stands for none
+            column = pa.array(np.where(counts > 0, np.maximum(counts - fewer, 0), counts))
+            place = table.schema.get_field_index(name)
+            table = table.set_column(place, table.schema.field(place), column)
+    return table
 
 
 def _rest_of_vocabulary(source: Path, found: Found, one: Vocabulary, root: Path) -> Vocabulary:

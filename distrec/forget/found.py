@@ -9,6 +9,7 @@ if its items, its number of events and, where the dataset shows them, its times 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,6 +78,7 @@ class Found:
         known: Values that are in the dataset.
         strangers: People without an id.
         num_events: Train events by item index, of all that goes.
+        recent: valid, test, users -> recent events by item index, of all that goes.
         rows: Split -> which rows go, by number.
         hashes: Vocabulary -> SHA-256 without those ids, where there are any.
     """
@@ -86,7 +88,8 @@ class Found:
     ids: dict[str, Ids] = field(default_factory=dict)
     known: set[str] = field(default_factory=set)
     strangers: list[Stranger] = field(default_factory=list)
-    num_events: dict[int, int] = field(default_factory=dict)
+    num_events: Counter[int] = field(default_factory=Counter)
+    recent: dict[str, Counter[int]] = field(default_factory=dict)
     rows: dict[str, Ids] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
 
@@ -225,19 +228,30 @@ def _look_through(
                 for one in features:
                     ids = np.unique(flat_integers(rows, one.column))
                     sets[one.column].update(ids[ids >= c.FIRST_INDEX].tolist())
-            if split == c.TRAIN and mine.any():
-                _count_events(found, table.filter(pa.array(mine)))
+            if split in EXAMPLES and mine.any():
+                _count_events(found, split, table.filter(pa.array(mine)))
     found.rows[split] = np.concatenate(places)
 
 
-def _count_events(found: Found, rows: pa.Table) -> None:
-    """Add the train events that rows of train stand for."""
-    items = [integers(rows, c.ITEM_INDEX)]
-    if found.manifest.train_rows == "windows":
-        for row in rows.select([c.NUM_EVENTS, c.HISTORY]).to_pylist():
-            history = row[c.HISTORY]
-            # a later stretch begins with the last event of the one before
-            overlap = int(row[c.NUM_EVENTS] > len(history))
-            items.append(np.array(history[overlap:], np.int64))
-    for item, count in zip(*np.unique(np.concatenate(items), return_counts=True), strict=True):
-        found.num_events[int(item)] = found.num_events.get(int(item), 0) + int(count)
+def _count_events(found: Found, split: str, rows: pa.Table) -> None:
+    """Add the events that rows of train, valid or test stand for."""
+    items, times = integers(rows, c.ITEM_INDEX), integers(rows, c.TIME)
+    is_positive = np.asarray(rows.column(c.LABEL).to_numpy()) > 0
+    if split == c.TRAIN:
+        if found.manifest.train_rows == "windows":
+            parts = [(items, times)]
+            for row in rows.select([c.NUM_EVENTS, c.HISTORY, c.HISTORY_TIMES]).to_pylist():
+                # a later stretch begins with the last event of the one before
+                overlap = int(row[c.NUM_EVENTS] > len(row[c.HISTORY]))
+                past, since = (
+                    np.array(row[name][overlap:], np.int64) for name in (c.HISTORY, c.HISTORY_TIMES)
+                )
+                parts.append((past, since))
+            items, times = (np.concatenate(both) for both in zip(*parts, strict=True))
+            # every event of a window is
+            is_positive = np.ones(len(items), np.bool_)
+        found.num_events.update(items.tolist())
+    for later, after in found.manifest.recent_after.items():
+        if split in c.RECENT_POOLS[later]:
+            counts = found.recent.setdefault(later, Counter())
+            counts.update(items[is_positive & (times > after)].tolist())

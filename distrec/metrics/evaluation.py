@@ -70,6 +70,7 @@ def slice_items(items: ItemBatch, start: int, stop: int, device: torch.device) -
     return ItemBatch(
         item_index=items.item_index[start:stop].to(device),
         count=items.count[start:stop].to(device),
+        recent=items.recent[start:stop].to(device),
         ids={name: moved(bags) for name, bags in items.ids.items()},
         dense=items.dense[start:stop].to(device),
     )

@@ -48,6 +48,7 @@ def _on_device(items: ItemBatch, device: torch.device) -> ItemBatch:
     return ItemBatch(
         item_index=items.item_index.to(device),
         count=items.count.to(device),
+        recent=items.recent.to(device),
         ids={name: bags.to(device) for name, bags in items.ids.items()},
         dense=items.dense.to(device),
     )

@@ -69,6 +69,7 @@ def select_items(items: ItemBatch, positions: Tensor) -> ItemBatch:
     return ItemBatch(
         item_index=items.item_index[positions],
         count=items.count[positions],
+        recent=items.recent[positions],
         ids={name: bags.select(positions) for name, bags in items.ids.items()},
         dense=items.dense[positions],
     )

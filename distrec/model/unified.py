@@ -48,6 +48,8 @@ BIAS_TABLE = "item_bias"
 USER_BIAS_TABLE = "user_bias"
 # the kernels want rows of a multiple of four numbers; the bias is their sum
 BIAS_WIDTH = 4
+# events: one more says little of an item that had as many
+_RECENT_AT_LEAST = 3.0
 
 
 def vocabulary_of(table: str, spec: ModelSpec) -> str:
@@ -71,9 +73,12 @@ class UnifiedModel(nn.Module):
             much, and in the end the item's bias. Where scores are more than an order: all once.
         new_item_bias: float32 scalar. Outside training it is added to the scores of items without
             a row of their own. Where scores are more than an order: nothing is.
-        vector_width: T * D + 2. After the towers comes 1 for a user and the bias for an item; then
-            `new_item_bias` for a user and for an item whether it has no row. Where scores are more
-            than an order: then the user's bias, and 1.
+        recent_weight: float32 scalar. Outside training so often the logarithm of an item's recent
+            events is added. Where scores are more than an order: nothing is.
+        vector_width: T * D + 3. After the towers comes 1 for a user and the bias for an item; then
+            `new_item_bias` for a user and for an item whether it has no row; then `recent_weight`
+            and the logarithm. Where scores are more than an order T * D + 2: after the item's bias
+            comes the user's, and 1.
         tasks: What is predicted of an example beside its label; none without model.multi_task.
 
     Source: a gate over towers as in Ma et al. 2018, "Modeling Task Relationships in Multi-task
@@ -96,12 +101,14 @@ class UnifiedModel(nn.Module):
         # without effect in a softmax; the base rate of probabilities, the mean of ratings
         self.global_bias = nn.Parameter(torch.zeros(()))
         self._towers_width = num_towers * config.embedding_dim
-        self.vector_width = self._towers_width + 2
+        self.vector_width = self._towers_width + (2 if spec.is_absolute else 3)
         self.tower_weights: Tensor
         self.new_item_bias: Tensor
+        self.recent_weight: Tensor
         given = self.given_weights()
-        self.register_buffer("tower_weights", given[:-1].clone())
-        self.register_buffer("new_item_bias", given[-1].clone())
+        self.register_buffer("tower_weights", given[:-2].clone())
+        self.register_buffer("new_item_bias", given[-2].clone())
+        self.register_buffer("recent_weight", given[-1].clone())
         self.thresholds = RatingThresholds(config.rating_levels) if config.rating_levels else None
         self.pair_head = None
         if config.pair_crosses:
@@ -115,15 +122,17 @@ class UnifiedModel(nn.Module):
             self.task_head = MultiTaskHead(self.vector_width, (LABEL, *self.tasks), config)
 
     def given_weights(self) -> Tensor:
-        """What the configuration says of `tower_weights`, and of `new_item_bias`: (T + 2,)."""
+        """What the configuration says of `tower_weights` (T + 1), `new_item_bias` and
+        `recent_weight`: (T + 3,)."""
         given = self.config.tower_weights
         weights = [given.get(name, 1.0) for name in (*self.tower_names, BIAS)]
-        return torch.tensor([*weights, self.config.new_item_bias])
+        return torch.tensor([*weights, self.config.new_item_bias, self.config.recent_weight])
 
     def weigh(self, weights: Tensor) -> None:
-        """Set `tower_weights` and `new_item_bias`, as `given_weights` gives them."""
-        self.tower_weights.copy_(weights[:-1])
-        self.new_item_bias.copy_(weights[-1])
+        """Set the weights, as `given_weights` gives them."""
+        self.tower_weights.copy_(weights[:-2])
+        self.new_item_bias.copy_(weights[-2])
+        self.recent_weight.copy_(weights[-1])
 
     def _towers(self) -> list[Tower]:
         return [tower for tower in self.towers.values() if isinstance(tower, Tower)]
@@ -207,7 +216,7 @@ class UnifiedModel(nn.Module):
             batch: B examples or queries; zero rows are allowed.
             rows: What the look-up gave for `user_requests(batch, positions)`, perhaps among others.
             positions: Where in the histories the users are; by default at their ends.
-            alone: Gets what each tower would give by itself, in training: (B or P, D + 2).
+            alone: Gets what each tower would give by itself, in training: (B or P, D + 3).
 
         Returns:
             float32, (B, vector_width), or (P, vector_width) with positions; connected to every
@@ -226,11 +235,12 @@ class UnifiedModel(nn.Module):
             bias = replace_withheld(rows["user.bias"], withheld).sum(dim=1, keepdim=True)
             parts += [ones, at(positions, bias)]
         elif self.training:
-            parts += [ones, 0 * ones]
+            parts += [ones, 0 * ones, 0 * ones]
         else:
             towers = self.tower_weights[:-1].repeat_interleave(self.config.embedding_dim)
             parts[0] = parts[0] * towers
-            parts += [ones * self.tower_weights[-1], ones * self.new_item_bias]
+            weights = (self.tower_weights[-1], self.new_item_bias, self.recent_weight)
+            parts += [ones * weight for weight in weights]
         if alone is not None:
             alone += _alone(encoded / self.config.temperature, parts[1:])
         return torch.cat(parts, dim=1)
@@ -243,7 +253,7 @@ class UnifiedModel(nn.Module):
         Args:
             items: M items; none is allowed.
             rows: What the look-up gave for `item_requests(items)`, perhaps among others.
-            alone: As for `encode_users`: (M, D + 2) of each tower.
+            alone: As for `encode_users`: (M, D + 3) of each tower.
 
         Returns:
             float32, (M, vector_width); connected to every requested row and every parameter of the
@@ -257,12 +267,13 @@ class UnifiedModel(nn.Module):
         vectors = _gated(encoded, weights)
         bias = replace_withheld(rows["item.bias"], withheld).sum(dim=1, keepdim=True)
         ones = _ones(vectors)
-        has_no_row = items.item_index.unsqueeze(1) >= self.spec.num_trained_items
-        parts = [
-            vectors,
-            bias + self.global_bias,
-            ones if self.spec.is_absolute else ones * has_no_row,
-        ]
+        parts = [vectors, bias + self.global_bias]
+        if self.spec.is_absolute:
+            parts.append(ones)
+        else:
+            has_no_row = items.item_index >= self.spec.num_trained_items
+            recent = (items.recent + _RECENT_AT_LEAST).log()
+            parts += [ones * of_item.unsqueeze(1) for of_item in (has_no_row, recent)]
         if alone is not None:
             alone += _alone(encoded, parts[1:])
         return torch.cat(parts, dim=1)
@@ -291,16 +302,18 @@ class UnifiedModel(nn.Module):
         return scores if self.thresholds is None else score_of_levels(scores, self.thresholds())
 
     def part_scores(self, users: Tensor, items: Tensor) -> Tensor:
-        """Each tower's share of the scores of all pairs, and in the end those of the two biases.
+        """Each tower's share of the scores of all pairs, and in the end those of the biases.
 
         Args:
             users: float32, (B, vector_width), as `encode_users` gives them.
             items: float32, (M, vector_width), as `encode_items` gives them.
 
         Returns:
-            float32, (T + 2, B, M), the last two of the last two numbers. They sum to the scores.
+            float32, (T + 3, B, M), the last three of the last three numbers, or (T + 2, B, M)
+            where scores are more than an order. They sum to the scores.
         """
-        widths = [*[self.config.embedding_dim] * len(self.tower_names), 1, 1]
+        biases = [1] * (self.vector_width - self._towers_width)
+        widths = [*[self.config.embedding_dim] * len(self.tower_names), *biases]
         pairs = zip(users.split(widths, dim=1), items.split(widths, dim=1), strict=True)
         return torch.stack([user @ item.T for user, item in pairs])
 

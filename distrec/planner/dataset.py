@@ -70,7 +70,7 @@ def read_catalogue(directory: Path, manifest: DatasetManifest) -> Iterator[ItemB
     Raises:
         DataError: The files are not those of the manifest.
     """
-    layout = item_layout(manifest.features)
+    layout = item_layout(manifest.features, manifest.recent_column(c.VALID))
     for rows in _stream(directory, manifest, c.ITEMS, layout, _ITEMS_AT_ONCE):
         yield to_items([rows], manifest.features)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pyspark.sql import DataFrame
@@ -14,6 +14,22 @@ from distrec.prepare.features import TRAIN_COUNT
 from distrec.prepare.rank import with_rank
 from distrec.prepare.vocabulary import NEW, FittedVocabulary, fit_vocabulary
 from distrec.prepare.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Recent:
+    """Since when events are recent.
+
+    Args:
+        after: Each of c.RECENT_POOLS -> Unix seconds; empty where events have no times.
+        hides_new: Whether items without an event in train stand for ones that nobody has had.
+    """
+
+    after: Mapping[str, int]
+    hides_new: bool = False
+
+
+NO_TIMES = Recent({})
 
 
 @dataclass(frozen=True)
@@ -56,6 +72,38 @@ def _described(known: DataFrame, table: DataFrame | None, raw: Sequence[str]) ->
         return known.withColumn(c.TITLE, F.lit(""))
     described = known.join(table.select(c.ID, c.TITLE, *raw), c.ID, "left")
     return described.withColumn(c.TITLE, F.coalesce(c.TITLE, F.lit("")))
+
+
+def _with_recent(numbered: DataFrame, events: DataFrame, recent: Recent) -> DataFrame:
+    """Add a column of what was recent for each of c.RECENT_POOLS, if events have times.
+
+    Args:
+        numbered: id, count.
+        events: With split.
+        recent: What is.
+    """
+    if not recent.after:
+        return numbered
+    columns = {split: c.recent_column(split) for split in recent.after}
+    late = F.col(c.TIME) > min(recent.after.values())
+    counted = events.filter((F.col(c.LABEL) > 0) & late).groupBy(F.col(c.ITEM_ID).alias("__id"))
+    sums = counted.agg(
+        *(
+            F.count_if(
+                F.col(c.SPLIT).isin(*c.RECENT_POOLS[split]) & (F.col(c.TIME) > recent.after[split])
+            ).alias(column)
+            for split, column in columns.items()
+        )
+    )
+    joined = numbered.join(sums, F.col(c.ID) == F.col("__id"), "left").drop("__id")
+    # what is withheld to be new has not sold yet
+    counts = F.col(c.COUNT) >= (1 if recent.hides_new else 0)
+    return joined.withColumns(
+        {
+            column: F.when(counts, F.coalesce(column, F.lit(0))).otherwise(0).cast("long")
+            for column in columns.values()
+        }
+    )
 
 
 def find_users(
@@ -107,6 +155,7 @@ def find_items(
     min_count: int,
     workspace: Workspace,
     continuation: Continuation = NEW,
+    recent: Recent = NO_TIMES,
 ) -> Entities:
     """Items of train and of the catalogue; those without a row of their own come last, by id.
 
@@ -121,6 +170,7 @@ def find_items(
         raw: Names of the raw features.
         min_count: Items with fewer train events are cold.
         continuation: What is extended, and what is too old.
+        recent: What is counted as recent.
     """
     counts = _train_counts(events, c.ITEM_ID, workspace, continuation)
     vocabulary = fit_vocabulary(counts, c.ITEM_ID, min_count, workspace, continuation)
@@ -157,12 +207,14 @@ def find_items(
     if continuation.tracks_time:
         times = counts.select(F.col(c.VALUE).alias(c.ID), c.LAST_TIME)
         numbered = numbered.join(times, c.ID, "left")
+    numbered = _with_recent(numbered, events, recent)
     described = _described(numbered, table, raw)
     frame = described.select(
         F.col(c.ID).alias(c.ITEM_ID),
         c.ITEM_INDEX,
         F.col(c.COUNT).alias(TRAIN_COUNT),
         c.TITLE,
+        *map(c.recent_column, recent.after),
         *_times(continuation),
         *(raw if table is not None else ()),
     )

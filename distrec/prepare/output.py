@@ -46,6 +46,7 @@ class Output:
         times: min and max of the events' times.
         continuation: What is extended.
         rating_scale: The lowest and the highest label of train, where they are ratings.
+        recent_after: For the manifest.
     """
 
     config: Config
@@ -59,6 +60,7 @@ class Output:
     times: dict[str, float]
     continuation: Continuation
     rating_scale: tuple[float, float] | None
+    recent_after: Mapping[str, int]
     written: dict[str, Written] = field(default_factory=dict)
 
     @property
@@ -136,6 +138,7 @@ class Output:
         features = [feature for feature in self.features if feature.spec.side == "item"]
         encoded = encode(self.items.frame, features).withColumnRenamed(TRAIN_COUNT, c.COUNT)
         columns = [c.ITEM_ID, c.ITEM_INDEX, c.TITLE, c.COUNT]
+        columns += map(c.recent_column, self.recent_after)
         columns += [feature.spec.column for feature in features]
         self._write_ordered(encoded, c.ITEM_INDEX, c.ITEMS, columns, self.items.num_rows)
 
@@ -212,6 +215,7 @@ class Output:
             counts=self.counts,
             rejects=dict(sorted(self.audit.reasons.items())),
             statistics=statistics,
+            recent_after=dict(self.recent_after),
             extends=self.continuation.extension(),
         )
 

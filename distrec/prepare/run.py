@@ -5,20 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from distrec import columns as c
-from distrec.config import Config
+from distrec.config import Config, PrepareConfig
 from distrec.dataset import DatasetManifest
 from distrec.errors import DataError
 from distrec.files import commit, staging
 from distrec.prepare.clean import events_that_count
 from distrec.prepare.door import Door, door_of
-from distrec.prepare.entities import Entities, find_items, find_users
+from distrec.prepare.entities import NO_TIMES, Entities, Recent, find_items, find_users
 from distrec.prepare.examples import Examples
 from distrec.prepare.extend import SECONDS_PER_DAY, Continuation, open_previous
 from distrec.prepare.faults import translated
@@ -45,6 +45,37 @@ _SQL_SETTINGS = {
 
 Counts = dict[str, int]
 Fitted = dict[str, tuple[FittedFeature, ...]]
+
+
+@dataclass(frozen=True)
+class Divided:
+    """What is found of the divided events.
+
+    Args:
+        first: Time of the first of all.
+        latest: Split -> time of its last.
+        labels: The least and largest label of train.
+    """
+
+    first: int
+    latest: dict[str, int]
+    labels: tuple[float, float]
+
+    @property
+    def times(self) -> dict[str, float]:
+        """Of the first and the last event."""
+        return {"min": float(self.first), "max": float(max(self.latest.values()))}
+
+    def recent(self, prepare: PrepareConfig) -> Recent:
+        """Since when events are recent: some days before the last one that is known by then."""
+        if prepare.events.time is None:
+            return NO_TIMES
+        days = prepare.recent_days * SECONDS_PER_DAY
+        after = {
+            split: max(self.latest[name] for name in pool if name in self.latest) - days
+            for split, pool in c.RECENT_POOLS.items()
+        }
+        return Recent(after, hides_new=prepare.split.new_items_share > 0)
 
 
 def run(spark: SparkSession, config: Config) -> DatasetManifest:
@@ -99,12 +130,15 @@ def _prepare(
         sources = read_sources(config.prepare, door, workspace)
     with stage("filter and split"):
         kept, counts, dropped = _filter(sources, config, workspace)
-        events, times, labels = _split(kept, counts, config, workspace)
+        events, found = _split(kept, counts, config, workspace)
     days = config.prepare.evict_after_days
     if days is not None:
-        continuation = replace(continuation, oldest=int(times["max"]) - days * SECONDS_PER_DAY)
+        continuation = replace(
+            continuation, oldest=int(found.times["max"]) - days * SECONDS_PER_DAY
+        )
     with stage("vocabularies and features"):
-        users, items = _find(events, dropped, sources, config, workspace, continuation)
+        recent = found.recent(config.prepare)
+        users, items = _find(events, dropped, sources, config, workspace, continuation, recent)
         num_items = items.num_rows - items.vocabulary.num_free
         counts |= {"users": users.num_rows, "items": num_items}
         fitted = _fit(events, users, items, config, workspace, continuation)
@@ -112,8 +146,8 @@ def _prepare(
     with stage("histories and files"):
         features = [feature for side in fitted.values() for feature in side]
         output = Output(
-            config, workspace, examples, users, items, features, sources.audit, counts, times,
-            continuation, labels if config.prepare.predict_ratings else None,
+            config, workspace, examples, users, items, features, sources.audit, counts, found.times,
+            continuation, found.labels if config.prepare.predict_ratings else None, recent.after,
         )  # fmt: skip
         output.write()
     with stage("checksums"):
@@ -160,11 +194,8 @@ def _require_events(num_kept: int, counts: Counts) -> None:
 
 def _split(
     kept: DataFrame, counts: Counts, config: Config, workspace: Workspace
-) -> tuple[DataFrame, dict[str, float], tuple[float, float]]:
-    """Events with their split, the first and last time, the least and largest label of train.
-
-    counts is added to.
-    """
+) -> tuple[DataFrame, Divided]:
+    """Events with their split, and what is found of them; counts is added to."""
     prepare = config.prepare
     has_time = prepare.events.time is not None
     events = split_events(kept, prepare.split, config.seed, has_time, workspace)
@@ -181,11 +212,12 @@ def _split(
     if WITHHELD in found:
         counts[WITHHELD] = found[WITHHELD]["rows"]
     require_rows({name: counts[name] for name in (c.TRAIN, c.VALID, c.TEST)}, prepare.split)
-    first = min(row["min"] for row in found.values())
-    last = max(row["max"] for row in found.values())
     train = found[c.TRAIN]
-    labels = float(train["least"]), float(train["largest"])
-    return events, {"min": float(first), "max": float(last)}, labels
+    return events, Divided(
+        first=int(min(row["min"] for row in found.values())),
+        latest={name: int(row["max"]) for name, row in found.items()},
+        labels=(float(train["least"]), float(train["largest"])),
+    )
 
 
 def _find(
@@ -195,6 +227,7 @@ def _find(
     config: Config,
     workspace: Workspace,
     continuation: Continuation,
+    recent: Recent,
 ) -> tuple[Entities, Entities]:
     """Every known user and item with an index."""
     prepare = config.prepare
@@ -203,7 +236,9 @@ def _find(
     common = (workspace, continuation)
     users, items = concurrently(
         partial(find_users, events, sources.users, raw["user"], least["user"], *common),
-        partial(find_items, events, sources.items, dropped, raw["item"], least["item"], *common),
+        partial(
+            find_items, events, sources.items, dropped, raw["item"], least["item"], *common, recent
+        ),
     )
     return users, items
 

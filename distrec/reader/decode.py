@@ -298,11 +298,13 @@ def to_queries(parts: Sequence[Rows], features: Sequence[FeatureSpec]) -> QueryB
 
 
 def to_items(parts: Sequence[Rows], features: Sequence[FeatureSpec]) -> ItemBatch:
-    """Items with their features."""
+    """Items with their features; without a column of what was recent, nothing was."""
     scalars = _scalars(parts)
+    recent = [scalars[name] for name in map(c.recent_column, c.RECENT_POOLS) if name in scalars]
     return ItemBatch(
         item_index=scalars[c.ITEM_INDEX],
         count=scalars[c.COUNT],
+        recent=recent[0] if recent else torch.zeros_like(scalars[c.COUNT]),
         ids=_ids(parts, scalars, id_columns(features, "item")),
         dense=_dense(parts),
     )

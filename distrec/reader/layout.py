@@ -76,9 +76,10 @@ def query_layout(
     return _layout(features, ("user", "context"), _STATE, (), lists, event_types)
 
 
-def item_layout(features: Iterable[FeatureSpec]) -> Layout:
-    """Columns of items."""
-    return _layout(features, ("item",), (c.ITEM_INDEX, c.COUNT), (), ())
+def item_layout(features: Iterable[FeatureSpec], recent: str | None = None) -> Layout:
+    """Columns of items, with that of what was recent, if one is given."""
+    own = (c.ITEM_INDEX, c.COUNT) if recent is None else (c.ITEM_INDEX, c.COUNT, recent)
+    return _layout(features, ("item",), own, (), ())
 
 
 def id_columns(features: Iterable[FeatureSpec], *sides: str) -> tuple[str, ...]:

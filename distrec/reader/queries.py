@@ -49,14 +49,19 @@ def read_queries(
     return _query_batches(files, layout, manifest.features, world, batch_size)
 
 
-def read_items(directory: str | Path, manifest: DatasetManifest) -> ItemBatch:
+def read_items(directory: str | Path, manifest: DatasetManifest, split: str = c.VALID) -> ItemBatch:
     """All items of the catalogue, FIRST_INDEX first.
+
+    Args:
+        directory: Of the dataset.
+        manifest: Of the dataset.
+        split: columns.VALID, TEST or USERS: what was recent before it.
 
     Raises:
         DataError: The files are not those of the manifest, or an index is missing, stands twice or
             out of order.
     """
-    layout = item_layout(manifest.features)
+    layout = item_layout(manifest.features, manifest.recent_column(split))
     files = open_split(directory, manifest, c.ITEMS, layout)
     parts = list(_rows(files, layout, 0, sum(file.num_rows for file in files)))
     items = to_items(parts or [no_rows(layout)], manifest.features)

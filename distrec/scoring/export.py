@@ -206,7 +206,7 @@ def _write(
 
 
 def _item_blocks(directory: Path, dataset: DatasetManifest) -> Iterator[tuple[pa.Array, ItemBatch]]:
-    layout = item_layout(dataset.features)
+    layout = item_layout(dataset.features, dataset.recent_column(c.USERS))
     for file in open_split(directory, dataset, c.ITEMS, layout):
         with pq.ParquetFile(file.path) as parquet:
             names = [c.ITEM_ID, *layout.columns]

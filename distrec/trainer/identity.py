@@ -41,13 +41,13 @@ def resume_hash(config: Config) -> str:
             free += ("frozen", "adapter_rank")
         if name == "model" and not config.model.tower_weights:
             free += ("tower_weights",)
-        if name == "model" and config.model.new_item_bias == 0:
-            free += ("new_item_bias",)
+        for key in ("new_item_bias", "recent_weight"):
+            if name == "model" and dumped[name][key] == 0:
+                free += (key,)
         if name == "loss":
             dumped[name]["exclude_seen"] = config.trains_without_seen
             free += () if config.trains_without_seen else ("exclude_seen",)
-        fits = config.train.fit_tower_weights and len(config.model.towers) > 1
-        if name == "train" and not fits:
+        if name == "train" and not config.train.fit_tower_weights:
             free += ("fit_tower_weights",)
         if config.model.multi_task == "none":
             free += {"model": TASK_KEYS, "loss": ("task_weights",)}.get(name, ())

@@ -1,4 +1,4 @@
-"""How much each tower counts, and items that train has not, fitted on valid.
+"""How much each tower counts, items that train has not, and what is recent, fitted on valid.
 
 The gate learns how well each tower explains train. A tower with a row a user explains it by heart,
 and so is trusted with more than it can say of what comes next: on MovieLens-1M towers that train
@@ -35,7 +35,7 @@ class HeldOut:
     """Queries that weights are fitted on.
 
     Args:
-        users: float32, (B, vector_width): vectors with all weights 1, and a new_item_bias of 1.
+        users: float32, (B, vector_width): vectors with all weights, and the new_item_bias, 1.
         seen: Items to mask, B bags; None masks nothing.
         targets: Withheld items, B bags.
     """
@@ -76,7 +76,7 @@ def fit_tower_weights(
 ) -> Tensor:
     """The weights of the parts of a score that make the targets likeliest, in a softmax over items.
 
-    Newton's method; a weight that would be below 0 is 0, but for the bias of new items. Collective.
+    Newton's method; a weight of a tower or of the bias that would be below 0 is 0. Collective.
 
     Args:
         model: Whose `part_scores` are weighed.
@@ -86,14 +86,14 @@ def fit_tower_weights(
         collectives: Of the job.
 
     Returns:
-        float32, (T + 2,), on the CPU, the same on every rank, as `UnifiedModel.weigh` takes them;
-        1, and the last 0, where there are no targets.
+        float32, (T + 3,), on the CPU, the same on every rank, as `UnifiedModel.weigh` takes them;
+        1, and the last two 0, where there are no targets.
     """
-    width = len(model.tower_weights) + 1
+    width = len(model.given_weights())
     usual = torch.ones(width, dtype=torch.float64)
-    usual[-1] = 0.0
+    usual[-2:] = 0.0
     least = torch.zeros(width, dtype=torch.float64)
-    least[-1] = -torch.inf
+    least[-2:] = -torch.inf
     weights = best = usual
     best_value = -torch.inf
     for _ in range(_MOST_STEPS):
@@ -155,7 +155,7 @@ def choose_held_out(
     Of many queries some are taken, by what they are about and so the same on any number of ranks.
 
     Args:
-        model: All of whose weights, and new_item_bias, are 1 from then on.
+        model: All of whose weights, new_item_bias among them, are 1 from then on.
         scorer: Encodes users with it.
         queries: This rank's.
         num_queries: Of all ranks.
@@ -164,7 +164,7 @@ def choose_held_out(
     most = max(_LEAST_QUERIES, _MOST_SCORES // max(1, len(scorer.item_vectors)))
     every = -(-num_queries // most)
     chosen = []
-    model.weigh(torch.ones(len(model.tower_weights) + 1))
+    model.weigh(torch.ones_like(model.given_weights()))
     for batch in queries:
         users = scorer.encode_users(batch.batch)
         about = batch.batch.user_index.cpu() + _bag_sums(batch.targets) + _bag_sums(batch.seen)

@@ -175,7 +175,7 @@ class Validator:
     def _lists(
         self, model: UnifiedModel, scorer: ModelScorer, beat: Callable[[], None]
     ) -> dict[str, float]:
-        """Ranking metrics, with fitted weights of the towers unless these are clearly worse."""
+        """Ranking metrics, with fitted weights unless these are clearly worse."""
         if not self._fits_weights(model):
             return self._ranking(scorer, beat)
         model.weigh(model.given_weights())
@@ -194,7 +194,9 @@ class Validator:
         if not is_kept:
             model.weigh(model.given_weights())
         if self.collectives.world.is_first:
-            parts = zip((*model.tower_names, BIAS, "new items"), weights.tolist(), strict=True)
+            parts = zip(
+                (*model.tower_names, BIAS, "new items", "recent"), weights.tolist(), strict=True
+            )
             logger.info(
                 "towers weighed by valid (%s): %s %.4f in place of %.4f%s",
                 " ".join(f"{part} {weight:.2f}" for part, weight in parts),
@@ -205,10 +207,7 @@ class Validator:
     def _fits_weights(self, model: UnifiedModel) -> bool:
         config = self.config
         return (
-            config.train.fit_tower_weights
-            and config.privacy is None
-            and len(model.tower_names) > 1
-            and not model.spec.is_absolute
+            config.train.fit_tower_weights and config.privacy is None and not model.spec.is_absolute
         )
 
     def _queries(self) -> Iterator[QueryBatch]:

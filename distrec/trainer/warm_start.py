@@ -177,7 +177,7 @@ def _read_old(run: Run, path: Path) -> _Old:
     leave = _FEATURE_TOWERS if changed else ()
     old_towers = saved.config.get("model", {}).get("towers", ())
     if set(old_towers) != set(run.model.tower_names):
-        leave = (*leave, "tower_weights", "new_item_bias")
+        leave = (*leave, "tower_weights", "new_item_bias", "recent_weight")
     if saved.model_spec.event_types != inputs.spec.event_types:
         leave = (*leave, _KINDS)
     left = checkpoint.load_dense_where_it_fits(path, saved, run.model, leave)

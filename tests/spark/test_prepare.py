@@ -16,6 +16,7 @@ from pyspark.sql import SparkSession
 from distrec import prepare
 from distrec.config import Config, parse_config
 from distrec.dataset import DatasetManifest, read_manifest
+from distrec.reader import read_items
 from distrec.user_key import ENVIRONMENT, hashed, key_digest
 
 # user, item, time, stars, kind, device, weight. Sorted by user and time the first three users have:
@@ -182,6 +183,9 @@ def test_items_and_their_encoded_features(made: tuple[DatasetManifest, Path]) ->
     assert list(found) == ["a", "b", "c", "d", "e", "z"]
     assert [row["item_index"] for row in found.values()] == [2, 3, 4, 5, 6, 7]
     assert [row["count"] for row in found.values()] == [3, 3, 1, 0, 0, 0]
+    # all is of one day; d and a are in valid and test
+    assert [row["recent_valid"] for row in found.values()] == [3, 3, 1, 0, 0, 0]
+    assert [row["recent_users"] for row in found.values()] == [3, 3, 3, 1, 1, 0]
     assert found["a"]["title"] == 'Red "dog", barking'
     assert found["d"]["title"] == ""
     assert [row["item_tags"] for row in found.values()] == [[3, 2], [2], [], [2, 1], [3], [1]]
@@ -405,9 +409,13 @@ def test_a_new_item_is_seen_and_in_no_history(spark: SparkSession, tmp_path: Pat
     config = config_of(tmp_path / "run", prepare=section)
     manifest = prepare.run(spark, config)
     directory = config.dataset_directory
-    counts = {row["item_index"]: row["count"] for row in rows(manifest, directory, "items")}
+    items = rows(manifest, directory, "items")
+    counts = {row["item_index"]: row["count"] for row in items}
     assert len(counts) == 8
     new = {index for index, count in counts.items() if count == 0}
+    # also what is had in valid has not sold yet
+    recent = {row["item_index"]: row["recent_users"] for row in items}
+    assert {index for index, count in recent.items() if count == 0} == new
     old = {index for index, count in counts.items() if count == 4}
     assert min(new) == manifest.num_trained_items == 2 + len(old)
     train = rows(manifest, directory, "train")
@@ -420,6 +428,43 @@ def test_a_new_item_is_seen_and_in_no_history(spark: SparkSession, tmp_path: Pat
         assert len(query["seen"]) == 6
         assert set(query["seen"]) > old
         assert query["num_events"] == len(old)
+
+
+def test_recent_events_of_items_are_those_of_the_last_days_before_a_split(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    day, last = 86_400, {"valid": 40, "test": 50, "users": 60}
+    generator = random.Random(7)
+    events = [
+        (generator.randrange(9), generator.randrange(6), generator.randrange(60 * day),
+         int(generator.random() < 0.8))
+        for _ in range(600)
+    ]  # fmt: skip
+    # the last moment before each split: seven days are counted back from there
+    ends = {split: days * day - 1 for split, days in last.items()}
+    events += [(0, 0, end, 1) for end in ends.values()]
+    lines = [",".join(map(str, event)) for event in events]
+    (tmp_path / "events.csv").write_text("\n".join(["u,i,t,y", *lines]) + "\n")
+    section = {
+        "events": {"paths": [str(tmp_path / "events.csv")], "user": "u", "item": "i", "time": "t",
+                   "label": "y"},
+        "duplicates": "keep_all", "recent_days": 7,
+        "split": {"method": "temporal", "valid_time": 40 * day, "test_time": 50 * day},
+    }  # fmt: skip
+    config = config_of(tmp_path / "run", prepare=section)
+    manifest = prepare.run(spark, config)
+    after = {split: end - 7 * day for split, end in ends.items()}
+    assert manifest.recent_after == after
+    items = {row["item_id"]: row for row in rows(manifest, config.dataset_directory, "items")}
+    for split, start in after.items():
+        for item, row in items.items():
+            expected = sum(
+                str(one) == item and start < time <= ends[split] and label
+                for _, one, time, label in events
+            )
+            assert 2 < expected == row[f"recent_{split}"]
+        found = read_items(config.dataset_directory, manifest, split)
+        assert found.recent.tolist() == [row[f"recent_{split}"] for row in items.values()]
 
 
 def test_an_item_out_of_the_core_leaves_the_catalogue(spark: SparkSession, tmp_path: Path) -> None:

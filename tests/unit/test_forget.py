@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from distrec.sharding.collectives import OneProcess
 from distrec.sharding.initial import initial_rows
 from distrec.trainer import train
 from distrec.world import World
+from tests.synthetic import RECENT_AFTER
 from tests.training import make_config, write_config
 
 KEYS: dict[str, dict[str, Any]] = {
@@ -230,14 +232,27 @@ def test_counts_of_items_are_those_of_the_rest(config: Config) -> None:
     manifest = read_manifest(config.dataset_directory)
     forget.run(config, PEOPLE)
     rest = read_manifest(config.dataset_directory)
-    train_items = [
-        item
-        for entry in rest.splits[c.TRAIN].files
-        for item in pq.read_table(config.dataset_directory / entry.path)[c.ITEM_INDEX].to_pylist()
-    ]
-    for entry in rest.splits[c.ITEMS].files:
-        for row in pq.read_table(config.dataset_directory / entry.path).to_pylist():
-            assert row[c.COUNT] == train_items.count(row[c.ITEM_INDEX])
+
+    def rows(split: str) -> list[dict[str, Any]]:
+        return [
+            row
+            for entry in rest.splits[split].files
+            for row in pq.read_table(config.dataset_directory / entry.path).to_pylist()
+        ]
+
+    events = {
+        split: [(row[c.ITEM_INDEX], row[c.TIME]) for row in rows(split)]
+        for split in (c.TRAIN, c.VALID, c.TEST)
+    }
+    items = rows(c.ITEMS)
+    for row in items:
+        assert row[c.COUNT] == [item for item, _ in events[c.TRAIN]].count(row[c.ITEM_INDEX])
+    for split, pool in c.RECENT_POOLS.items():
+        late = Counter(item for name in pool for item, time in events[name] if time > RECENT_AFTER)
+        assert len(late) > 10
+        assert [row[f"recent_{split}"] for row in items] == [
+            late[row[c.ITEM_INDEX]] for row in items
+        ]
     assert rest.content_hash != manifest.content_hash
     assert [one.content_hash for one in rest.forgotten] == [manifest.content_hash]
 

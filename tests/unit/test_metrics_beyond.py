@@ -54,6 +54,7 @@ def items_with(ids: dict[str, list[list[int]]], dense: list[list[float]]) -> Ite
     return ItemBatch(
         item_index=torch.arange(2, size + 2),
         count=torch.ones(size, dtype=torch.int64),
+        recent=torch.zeros(size, dtype=torch.int64),
         ids={name: Jagged.from_lists(bags) for name, bags in ids.items()},
         dense=torch.tensor(dense).reshape(size, -1),
     )

@@ -99,11 +99,16 @@ def make_batch(
     )
 
 
+# of each item of the catalogue
+RECENT = [0, 5, 1, 0, 2, 9, 0, 4]
+
+
 def make_catalogue(spec: ModelSpec = SPEC) -> ItemBatch:
     index = torch.arange(2, spec.num_items)
     return ItemBatch(
         item_index=index,
         count=(spec.num_items - index) * (index < spec.num_trained_items),
+        recent=torch.tensor(RECENT[: len(index)]),
         ids={"item_tags": Jagged.from_lists([[2 + i % 5, 2 + i % 3] for i in index.tolist()])},
         dense=torch.linspace(-1, 1, len(index)).unsqueeze(1),
     )
@@ -172,7 +177,7 @@ def test_score_of_one_tower_is_the_inner_product_of_rows_plus_bias() -> None:
     index = [2, 3, 4, 5, 6, 7, 1, 1]
     expected = weights["user"][[2, 3, 5, 1]] @ weights["item"][index].T / 0.5
     expected += weights["item_bias"][index].sum(axis=1)
-    assert users.shape == (4, 10)
+    assert users.shape == (4, 11)
     np.testing.assert_allclose((users @ items.T).detach().numpy(), expected, rtol=1e-5)
 
 
@@ -185,7 +190,7 @@ def test_a_user_is_the_row_and_the_mean_of_the_items_had_before() -> None:
     bags = [[3, 4], [], [2, 3, 5, 6], [1]]  # item 9 is cold, so unknown
     means = [item[bag].mean(axis=0) if bag else np.zeros(8) for bag in bags]
     expected = user[[2, 3, 5, 1]] + np.stack(means)
-    np.testing.assert_allclose(users[:, :-2].detach().numpy(), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(users[:, :-3].detach().numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_history_is_summed_over_the_root_of_its_length() -> None:
@@ -198,7 +203,7 @@ def test_history_is_summed_over_the_root_of_its_length() -> None:
     table = tables.weights["item_history"].detach().numpy()
     bags = [[3, 4], [], [2, 3, 5, 6], [1]]  # item 9 is cold, so unknown
     expected = [table[bag].sum(axis=0) / max(1, len(bag)) ** 0.5 for bag in bags]
-    np.testing.assert_allclose(users[:, :-2].detach().numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(users[:, :-3].detach().numpy(), expected, rtol=1e-5)
 
 
 def test_content_tells_items_apart_by_their_features_alone() -> None:
@@ -209,7 +214,7 @@ def test_content_tells_items_apart_by_their_features_alone() -> None:
     catalogue.ids["item_tags"] = Jagged.from_lists([[3]] + [[2]] * 6 + [[3]])
     catalogue.dense[0] = catalogue.dense[7]
     _, items = encode(model, tables, BATCH, catalogue)
-    vectors = items[:, :-2]
+    vectors = items[:, :-3]
     torch.testing.assert_close(vectors[0], vectors[7])
     assert (vectors[0] - vectors[1:7]).abs().amax(dim=1).min() > 1e-4
 
@@ -247,8 +252,8 @@ def test_shares_of_the_towers_and_the_bias_make_up_the_score(normalize: bool) ->
     torch.testing.assert_close(shares.sum(dim=-1), users @ items.T)
     bias = tables.weights["item_bias"][[2, 3, 4, 5, 6, 7, 1, 1]].sum(dim=1) + 0.3
     torch.testing.assert_close(shares[2, :, 3], bias)
-    vectors = users[:, :-2].unflatten(1, (3, 8))
-    own = vectors[0, 2] @ items[1, :-2].unflatten(0, (3, 8))[2]
+    vectors = users[:, :-3].unflatten(1, (3, 8))
+    own = vectors[0, 2] @ items[1, :-3].unflatten(0, (3, 8))[2]
     torch.testing.assert_close(shares[0, 1, model.tower_names.index("deep")], own)
     if normalize:
         # the lengths are the gate's weights, which sum to T, over the temperature
@@ -338,7 +343,7 @@ def test_a_withheld_id_reads_the_unknown_row_and_looks_unknown() -> None:
     users, items = encode(model, tables, BATCH, make_catalogue())
     torch.testing.assert_close(users[:, :8], tables.weights["user"][1].expand(4, 8))
     bias = tables.weights["item_bias"][1].sum()
-    torch.testing.assert_close(items[:, -2], bias.expand(8))
+    torch.testing.assert_close(items[:, -3], bias.expand(8))
     (users.sum() + items.sum()).backward()
     for name in ("user", "item", "item_bias"):
         gradient = tables.weights[name].grad
@@ -371,8 +376,8 @@ def test_sides_without_features_have_a_constant() -> None:
     batch = replace(BATCH, ids={}, dense=torch.zeros(4, 0))
     items = replace(make_catalogue(), ids={}, dense=torch.zeros(8, 0))
     users, encoded = encode(model, InMemoryTables(model), batch, items)
-    assert users.shape == (4, 10)
-    assert encoded[:, :-2].std(dim=0).max() < 1e-6
+    assert users.shape == (4, 11)
+    assert encoded[:, :-3].std(dim=0).max() < 1e-6
     users.square().sum().backward()
     gradient = model.towers["deep"].user_features.constant.grad
     assert gradient is not None

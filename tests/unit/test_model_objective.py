@@ -573,8 +573,8 @@ def test_each_towers_own_loss_is_that_of_its_vectors_before_the_gate(normalize: 
     parts = model.part_scores(users, vectors)
     positives = batch.item_index - 2
     own = sum(
-        (batch.weights * functional.cross_entropy(part + parts[-2], positives, reduction="none"))
-        for part in parts[:-2]
+        (batch.weights * functional.cross_entropy(part + parts[-3], positives, reduction="none"))
+        for part in parts[:-3]
     )
     _opened_gates(model)
     plain = loss_of(make_objective(model, "softmax"), tables, batch)
@@ -694,12 +694,14 @@ def test_selected_items_keep_their_features() -> None:
     items = ItemBatch(
         item_index=torch.tensor([2, 3, 4]),
         count=torch.tensor([9, 5, 1]),
+        recent=torch.tensor([2, 0, 1]),
         ids={"item_tags": Jagged.from_lists([[5, 6], [], [7]])},
         dense=torch.tensor([[0.1], [0.2], [0.3]]),
     )
     chosen = select_items(items, torch.tensor([2, 1, 0, 2]))
     assert chosen.item_index.tolist() == [4, 3, 2, 4]
     assert chosen.count.tolist() == [1, 5, 9, 1]
+    assert chosen.recent.tolist() == [1, 0, 2, 1]
     assert chosen.ids["item_tags"].values.tolist() == [7, 5, 6, 7]
     assert chosen.ids["item_tags"].lengths.tolist() == [1, 0, 2, 1]
     assert chosen.dense.squeeze(1).tolist() == pytest.approx([0.3, 0.2, 0.1, 0.3])
@@ -723,7 +725,11 @@ def test_on_a_checkerboard_the_withheld_item_ranks_first(towers: tuple, kind: st
     model = make_model(spec, towers=towers)
     tables = InMemoryTables(model, scale=0.05)
     catalogue = ItemBatch(
-        torch.arange(2, size + 2), torch.full((size,), 4), {}, torch.zeros(size, 0)
+        torch.arange(2, size + 2),
+        torch.full((size,), 4),
+        torch.zeros(size, dtype=torch.int64),
+        {},
+        torch.zeros(size, 0),
     )
     config = LossConfig(kind=kind, num_negatives=40, l2=0.01)
     objective = Objective(model, catalogue, config, seed=1)

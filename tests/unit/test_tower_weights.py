@@ -22,6 +22,7 @@ from distrec.trainer.validation import slack
 from tests.training import make_config
 from tests.unit.test_model import (
     BATCH,
+    RECENT,
     SPEC,
     InMemoryTables,
     encode,
@@ -32,9 +33,9 @@ from tests.unit.test_model import (
 
 NOBODY = torch.zeros(12, dtype=torch.bool)
 ONE = OneProcess(torch.device("cpu"))
-# of three towers, the bias, and new items
-TRUE = [0.5, 1.0, 2.0, 1.0, -0.8]
-USUAL = [1.0, 1.0, 1.0, 1.0, 0.0]
+# of three towers, the bias, new items, and what is recent
+TRUE = [0.5, 1.0, 2.0, 1.0, -0.8, 0.6]
+USUAL = [1.0, 1.0, 1.0, 1.0, 0.0, 0.0]
 FITS = {"max_steps": 6, "fit_tower_weights": True}
 
 
@@ -118,8 +119,8 @@ def test_no_weight_is_below_zero_and_none_is_found_from_nothing() -> None:
         model, [dataclasses.replace(held_out, users=against)], items, NOBODY, ONE
     )
     assert fitted[0] == 0
-    assert fitted[1:-1].min() > 0.5
-    assert fitted[-1] < -0.3
+    assert fitted[1:-2].min() > 0.5
+    assert fitted[-2] < -0.3
 
 
 def test_a_place_that_stands_for_no_item_takes_no_share() -> None:
@@ -164,7 +165,10 @@ def test_of_many_queries_the_same_are_taken_however_they_are_dealt(
 
 
 def test_weights_count_outside_training_where_lists_are_all_that_is_wanted() -> None:
-    given = {"tower_weights": {"cf": 0.5, "deep": 0.0, "bias": 2.0}, "new_item_bias": -0.7}
+    given = {
+        "tower_weights": {"cf": 0.5, "deep": 0.0, "bias": 2.0}, "new_item_bias": -0.7,
+        "recent_weight": 0.3,
+    }  # fmt: skip
     model, plain_model = make_model(**given).eval(), make_model().eval()
     tables = InMemoryTables(model)
     catalogue = make_catalogue()
@@ -174,11 +178,13 @@ def test_weights_count_outside_training_where_lists_are_all_that_is_wanted() -> 
     weights = torch.tensor([0.5, 1.0, 0.0, 2.0]).view(-1, 1, 1)
     parts = plain_model.part_scores(without, items)
     torch.testing.assert_close(parts.sum(0), without @ items.T)
-    assert not parts[-1].any()
+    assert not parts[-2:].any()
     found = model.part_scores(users, items)
-    torch.testing.assert_close(found[:-1], weights * parts[:-1])
+    torch.testing.assert_close(found[:-2], weights * parts[:-2])
     # items 8 and 9 have no row
-    assert found[-1].tolist() == [pytest.approx([0.0] * 6 + [-0.7] * 2)] * 4
+    assert found[-2].tolist() == [pytest.approx([0.0] * 6 + [-0.7] * 2)] * 4
+    expected = [0.3 * math.log(3 + number) for number in RECENT]
+    assert found[-1].tolist() == [pytest.approx(expected)] * 4
     shares = model.tower_scores(users.unsqueeze(1), items.unsqueeze(0)).permute(2, 0, 1)
     torch.testing.assert_close(shares, torch.cat([found[:3], found[3:].sum(0, keepdim=True)]))
     model.train()
@@ -186,6 +192,7 @@ def test_weights_count_outside_training_where_lists_are_all_that_is_wanted() -> 
     torch.testing.assert_close(in_training, without)
     labelled = SPEC.model_copy(update={"has_labels": True})
     probable = make_model(labelled, **given).eval()
+    assert probable.vector_width == model.vector_width - 1
     of_labels = make_model(labelled).eval()
     tables = InMemoryTables(probable)
     torch.testing.assert_close(
@@ -206,14 +213,15 @@ def test_slack_is_half_of_a_standard_error() -> None:
 def test_weights_that_are_hardly_worse_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = torch.tensor([0.7, 1.0, 0.7, 1.4, -0.5])
+    weights = torch.tensor([0.7, 1.0, 0.7, 1.4, -0.5, 0.3])
     monkeypatch.setattr("distrec.trainer.validation.fit_tower_weights", lambda *_: weights)
     monkeypatch.setattr("distrec.trainer.validation.slack", lambda *_: 1.0)
     config = make_config(tmp_path, {"train": FITS})
     train(config, ONE)
     model = checkpoint.load_model(checkpoint.find(config.checkpoint_directory, "newest"))
-    assert torch.equal(model.tower_weights, weights[:-1])
+    assert torch.equal(model.tower_weights, weights[:-2])
     assert model.new_item_bias == -0.5
+    assert model.recent_weight == weights[-1]
 
 
 @pytest.mark.parametrize("given", [0.0, 1.0])
@@ -224,15 +232,18 @@ def test_training_keeps_the_weights_that_are_better_on_valid(
     monkeypatch.setattr("distrec.trainer.validation.slack", lambda *_: 0.0)
     names = ("cf", "autoencoder", "deep", "bias")
     monkeypatch.setattr(
-        "distrec.trainer.validation.fit_tower_weights", lambda *_: torch.full((5,), 1.0 - given)
+        "distrec.trainer.validation.fit_tower_weights", lambda *_: torch.full((6,), 1.0 - given)
     )
-    weights = {"tower_weights": dict.fromkeys(names, given), "new_item_bias": given}
+    weights = {
+        "tower_weights": dict.fromkeys(names, given), "new_item_bias": given,
+        "recent_weight": given,
+    }  # fmt: skip
     keys = {"model": weights, "train": FITS}
     config = make_config(tmp_path, keys)
     train(config, ONE)
     model = checkpoint.load_model(checkpoint.find(config.checkpoint_directory, "newest"))
     assert model.tower_weights.tolist() == [1.0] * 4
-    assert model.new_item_bias == 1.0
+    assert model.new_item_bias == model.recent_weight == 1.0
 
 
 def test_the_weights_of_a_run_are_fitted_and_saved_unless_told_not_to(tmp_path: Path) -> None:

@@ -90,14 +90,14 @@ def test_a_key_that_is_not_set_does_not_change_the_identity_of_a_run(tmp_path: P
     assert resume_hash(config) != resume_hash(config.model_copy(update={"train": other}))
 
 
-def test_weights_of_towers_count_where_they_have_an_effect(tmp_path: Path) -> None:
+def test_whether_weights_are_fitted_counts(tmp_path: Path) -> None:
     def hashes(towers: list[str]) -> list[str]:
         return [
             resume_hash(make_config(tmp_path, {"model": {"towers": towers}, "train": keys}))
             for keys in ({"fit_tower_weights": False}, {"fit_tower_weights": True})
         ]
 
-    assert len(set(hashes(["cf"]))) == 1
+    assert len(set(hashes(["cf"]))) == 2
     assert len(set(hashes(["cf", "deep"]))) == 2
     given = make_config(tmp_path, {"model": {"towers": ["cf"], "tower_weights": {"bias": 0.5}}})
     assert resume_hash(given) not in hashes(["cf"])
@@ -282,7 +282,8 @@ def test_other_features_leave_the_layers_that_read_them(old: Config) -> None:
     assert left
     assert all(name.startswith("towers.deep.") for name in left)
     for name, tensor in model.state_dict().items():
-        kind = "buffer" if name in ("tower_weights", "new_item_bias") else "parameter"
+        is_buffer = name in ("tower_weights", "new_item_bias", "recent_weight")
+        kind = "buffer" if is_buffer else "parameter"
         expected = before[name] if name in left else stored[f"{kind}/{name}"]
         assert torch.equal(tensor, expected), name
     wider = ModelConfig.model_validate({**dict(old.model), "autoencoder_hidden": (24,)})

@@ -204,6 +204,36 @@ def test_baselines_learn_from_valid_when_asked(run: Config, tmp_path: Path) -> N
             assert (one == other) == is_same
 
 
+def test_what_was_recent_is_what_was_before_the_split(tmp_path: Path) -> None:
+    """A model of nothing else ranks valid by recent_valid, and test by recent_test."""
+    config = make_config(tmp_path, ks=[60], baselines=[])
+    names = (*config.model.towers, "bias")
+    weights = {"tower_weights": dict.fromkeys(names, 0.0), "recent_weight": 0.5}
+    changes = {"model": config.model.model_copy(update=weights)}
+    changes["train"] = config.train.model_copy(update={"fit_tower_weights": False, "max_steps": 1})
+    config = config.model_copy(update=changes)
+    write_dataset(config.dataset_directory, num_users=60)
+    train(config, start(config.launch, distributed=False))
+    evaluate.run(config)
+    splits = json.loads(config.metrics_path.read_text())["splits"]
+    items = read(config, c.ITEMS).set_index(c.ITEM_INDEX)
+    found = {}
+    for split, part in splits.items():
+        counts = items[f"recent_{split}"]
+        gains = []
+        for query in read(config, f"{split}_queries").itertuples():
+            ranked = sorted(
+                (set(items.index) - set(query.seen)) | set(query.targets),
+                key=lambda item: (-counts[item], item),
+            )
+            gains.append(1 / np.log2(2 + ranked.index(query.targets[0])))
+        found[split] = part["models"]["distrec"]["metrics"]["ndcg@60"]
+        assert found[split] == pytest.approx(np.mean(gains), abs=1e-6)
+    assert (items["recent_valid"] != items["recent_test"]).any()
+    trained = read_checkpoint_manifest(find(config.checkpoint_directory)).metrics
+    assert trained["ndcg@60"] == pytest.approx(found["valid"])
+
+
 def test_targets_are_ranked_among_given_candidates(run: Config, tmp_path: Path) -> None:
     queries, items = read(run, c.TEST_QUERIES), read(run, c.ITEMS)
     counts = read(run, c.TRAIN).groupby(c.ITEM_INDEX).size()
@@ -350,7 +380,7 @@ def test_what_cannot_be_measured_leaves_the_old_metrics(
 
 def test_a_model_that_is_not_finite_is_an_error(run: Config, monkeypatch: Any) -> None:
     monkeypatch.setattr(
-        evaluate, "encode_catalogue", lambda *arguments: torch.full((64, 26), float("nan"))
+        evaluate, "encode_catalogue", lambda *arguments: torch.full((64, 27), float("nan"))
     )
     run.metrics_path.write_text("old")
     with pytest.raises(DataError, match="Received: NaN"):

@@ -63,6 +63,7 @@ class Run:
             for network in (deep.user_network, deep.item_network):
                 network.layers[-1].weight.normal_()
             self.model.global_bias.fill_(0.25)
+            self.model.recent_weight.fill_(0.7)
             if "sequence" in model.towers:
                 self.model.towers["sequence"].kinds.normal_()
         collectives = OneProcess(CPU)
@@ -97,7 +98,7 @@ class Run:
 
     def shares(self, batch: Batch) -> np.ndarray:
         """Straight from the model and the live tables: float32, (B, M, T + 1)."""
-        items = read_items(self.dataset, self.manifest)
+        items = read_items(self.dataset, self.manifest, c.USERS)
         self.model.eval()
         with torch.no_grad():
             users = self.model.encode_users(batch, self.tables(self.model.user_requests(batch)))
@@ -122,7 +123,7 @@ def test_a_model_of_several_tasks_gives_each_items_probabilities(
     scoring.run(spark, config)
     found = read_scores(config)
     users = next(read_queries(run.dataset, run.manifest, c.USERS, World(), NUM_USERS)).batch
-    items = read_items(run.dataset, run.manifest)
+    items = read_items(run.dataset, run.manifest, c.USERS)
     run.model.eval()
     with torch.no_grad():
         vectors = run.model.encode_users(users, run.tables(run.model.user_requests(users)))
@@ -222,7 +223,7 @@ def test_same_files_again_and_export_reused(spark: SparkSession, run: Run) -> No
     config = run.config()
     first = scoring.run(spark, config)
     matrix = run.directory / "export" / "step-00000012" / "item_matrix.npy"
-    assert np.load(matrix).shape == (NUM_ITEMS, 34)
+    assert np.load(matrix).shape == (NUM_ITEMS, 35)
     written = matrix.stat().st_mtime_ns
     # other blocks and another number of partitions change nothing but the files
     second = scoring.run(spark, run.config(user_block=7, item_block=1000, num_files=1))
@@ -232,7 +233,7 @@ def test_same_files_again_and_export_reused(spark: SparkSession, run: Run) -> No
     # a damaged export is made again
     matrix.write_bytes(matrix.read_bytes()[:-4])
     assert scoring.run(spark, config).files == first.files
-    assert np.load(matrix).shape == (NUM_ITEMS, 34)
+    assert np.load(matrix).shape == (NUM_ITEMS, 35)
 
 
 def test_block_list_short_lists_and_seen_items(

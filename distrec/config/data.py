@@ -60,6 +60,7 @@ _KINDS_OF_KEYS = {
     "num_hashes": ("hashed",),
     "dim": ("vector",),
     "ngrams": ("text",),
+    "min_df": ("text",),
     "max_values": ("multi_categorical", "text"),
 }
 
@@ -95,6 +96,9 @@ class FeatureConfig(Section):
     """vector: its length; a row with another length is rejected."""
     ngrams: int = Field(default=2, ge=1, le=4)
     """text: longest word n-gram that is hashed."""
+    min_df: int = Field(default=5, ge=1)
+    """text: n-grams that fewer items (users, events) of train have are left out: they tell apart
+    those that have them, and say nothing of new ones."""
     max_values: int = Field(default=32, ge=1, le=1_000_000)
     """multi_categorical, text: values kept of one cell, the first ones."""
 

@@ -24,6 +24,9 @@ _MEANING = (
 )  # fmt: skip
 
 
+_SPLIT_OF_SIDE = {"item": c.ITEMS, "user": c.USERS, "context": c.TRAIN}
+
+
 @dataclass(frozen=True)
 class OldVocabulary:
     """A vocabulary of the previous dataset.
@@ -97,6 +100,14 @@ class Continuation:
             num_free=entry.num_free,
             num_embeddings=entry.num_embeddings,
         )
+
+    def ids_in_use(self, side: str, column: str, spark: SparkSession) -> DataFrame | None:
+        """The ids of a feature of several that the previous dataset has, each once: id."""
+        if self.previous is None or column not in {one.column for one in self.previous.features}:
+            return None
+        files = self.previous.splits[_SPLIT_OF_SIDE[side]].files
+        lists = self._read(spark, f"`{column}` array<bigint>", files)
+        return lists.select(F.explode(column).alias(c.ID)).distinct()
 
     def statistics(self, column: str) -> dict[str, float] | None:
         """What the previous dataset fitted of a number or vector; None where it had none."""

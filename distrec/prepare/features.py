@@ -47,6 +47,7 @@ class FittedFeature:
         statistics: Of numbers and vectors, under the names of the manifest.
         edges: Of bucketed numbers: upper bounds, included, of all buckets but the last.
         stand_in: Of vectors: what a missing one becomes, (dim,).
+        frequent: Of texts: id, of the n-grams that are kept; None keeps all.
     """
 
     config: FeatureConfig
@@ -56,6 +57,7 @@ class FittedFeature:
     statistics: Statistics = field(default_factory=dict)
     edges: tuple[float, ...] = ()
     stand_in: tuple[float, ...] = ()
+    frequent: DataFrame | None = None
 
     @property
     def is_bucketed(self) -> bool:
@@ -92,8 +94,11 @@ def fit_features(
         if config.kind in ("categorical", "multi_categorical"):
             fitted.append(_fit_ids(base, in_use, workspace, continuation))
             continue
+        if config.kind == "text":
+            fitted.append(_fit_text(base, seen, workspace, continuation))
+            continue
         fit = {
-            "text": _fit_hashes, "hashed": _fit_hashes,
+            "hashed": _fit_hashes,
             "number": _fit_number, "vector": _fit_vector,
         }[config.kind]  # fmt: skip
         fitted.append(fit(base, seen, workspace, continuation.statistics(column)))
@@ -129,6 +134,25 @@ def _fit_hashes(
 ) -> FittedFeature:
     buckets = base.config.num_buckets or HASH_BUCKETS
     return replace(base, spec=_with_spec(base, num_embeddings=c.FIRST_INDEX + buckets))
+
+
+def _fit_text(
+    base: FittedFeature, seen: DataFrame, workspace: Workspace, continuation: Continuation
+) -> FittedFeature:
+    fitted = _fit_hashes(base, seen, workspace, None)
+    if base.config.min_df == 1:
+        return fitted
+    ids = seen.select(F.explode(_ngram_ids(F.col(base.raw), fitted)).alias(c.ID))
+    frequent = ids.groupBy(c.ID).count().filter(F.col("count") >= base.config.min_df).select(c.ID)
+    old = continuation.ids_in_use(base.spec.side, base.spec.column, workspace.spark)
+    if old is not None:
+        frequent = frequent.union(old).distinct()
+    name = f"ngrams-{base.spec.column}"
+    return replace(fitted, frequent=workspace.materialize(frequent, name))
+
+
+def _ngram_ids(text: Column, feature: FittedFeature) -> Column:
+    return hashed_ngrams(text, feature.config, feature.spec.num_embeddings - c.FIRST_INDEX)
 
 
 def _transformed(config: FeatureConfig, value: Column) -> Column:
@@ -227,6 +251,8 @@ def encode(frame: DataFrame, features: Sequence[FittedFeature]) -> DataFrame:
     for feature in features:
         if feature.vocabulary is not None and not feature.is_bucketed:
             frame = _look_up(frame, feature)
+        elif feature.frequent is not None:
+            frame = _frequent_ngrams(frame, feature, feature.frequent)
         else:
             frame = frame.withColumn(feature.spec.column, _expression(feature))
     return frame.drop(*(feature.raw for feature in features))
@@ -254,7 +280,7 @@ def defaults(features: Sequence[FittedFeature]) -> list[Column]:
 def _expression(feature: FittedFeature) -> Column:
     kind, value = feature.config.kind, F.col(feature.raw)
     if kind == "text":
-        return hashed_ngrams(value, feature.config, feature.spec.num_embeddings - c.FIRST_INDEX)
+        return F.slice(_ngram_ids(value, feature), 1, feature.config.max_values)
     if kind == "hashed":
         return hashed_value(value, feature.config, feature.spec.num_embeddings - c.FIRST_INDEX)
     if kind == "vector":
@@ -284,7 +310,7 @@ def _bucket(feature: FittedFeature) -> Column:
 
 
 def hashed_ngrams(text: Column, config: FeatureConfig, num_buckets: int) -> Column:
-    """Ids of the word n-grams in [FIRST_INDEX, FIRST_INDEX + num_buckets), the words first.
+    """Ids of the word n-grams in [FIRST_INDEX, FIRST_INDEX + num_buckets), each once, words first.
 
     Words are runs of letters and digits, in lower case. The hash is Spark's xxhash64 of the n-gram,
     its words put together with one space.
@@ -300,7 +326,7 @@ def hashed_ngrams(text: Column, config: FeatureConfig, num_buckets: int) -> Colu
     ids = F.transform(
         grams, lambda gram: F.pmod(F.xxhash64(gram), F.lit(num_buckets)) + c.FIRST_INDEX
     )
-    return F.slice(F.array_distinct(ids), 1, config.max_values).cast("array<bigint>")
+    return F.array_distinct(ids).cast("array<bigint>")
 
 
 def hashed_value(value: Column, config: FeatureConfig, num_buckets: int) -> Column:
@@ -331,20 +357,41 @@ def _look_up(frame: DataFrame, feature: FittedFeature) -> DataFrame:
         )
         joined = frame.join(ids, raw == F.col("__value"), "left")
         return joined.withColumn(column, index).drop("__value", "__id")
-    # a cell occurs in many rows: look up each distinct cell once, then join the rows to it
     cells = frame.select(raw.alias("__cell")).filter(F.size("__cell") > 0).distinct()
     exploded = cells.select("__cell", F.posexplode("__cell").alias("__place", "__value"))
-    index = F.coalesce("__id", unknown).alias("index")
-    places = F.sort_array(F.collect_list(F.struct("__place", index)))
+    index = F.coalesce("__id", unknown).alias("__id")
+    found = exploded.join(ids, "__value", "left").select("__cell", "__place", index)
+    return _with_ids_of_cells(frame, feature, found)
+
+
+def _frequent_ngrams(frame: DataFrame, feature: FittedFeature, frequent: DataFrame) -> DataFrame:
+    cells = frame.select(F.col(feature.raw).alias("__cell")).filter("__cell IS NOT NULL").distinct()
+    ids = _ngram_ids(F.col("__cell"), feature)
+    exploded = cells.select("__cell", F.posexplode(ids).alias("__place", "__id"))
+    found = exploded.join(frequent.withColumnRenamed(c.ID, "__id"), "__id", "left_semi")
+    return _with_ids_of_cells(frame, feature, found)
+
+
+def _with_ids_of_cells(frame: DataFrame, feature: FittedFeature, found: DataFrame) -> DataFrame:
+    """Put the ids of a cell, in their order, into every row that has it: many may.
+
+    Args:
+        frame: With the raw column.
+        feature: Of several ids.
+        found: __cell, __place, __id.
+    """
+    places = F.sort_array(F.collect_list(F.struct("__place", "__id")))
     encoded = (
-        exploded.join(ids, "__value", "left")
-        .groupBy("__cell")
+        found.groupBy("__cell")
         .agg(places.alias("__places"))
-        .select("__cell", F.transform("__places", lambda place: place["index"]).alias("__ids"))
+        .select("__cell", F.transform("__places", lambda place: place["__id"]).alias("__ids"))
     )
+    ids = F.array_distinct("__ids")
+    if feature.config.kind == "text":
+        ids = F.slice(ids, 1, feature.config.max_values)
     none = F.array().cast("array<bigint>")
     return (
-        frame.join(encoded, raw == F.col("__cell"), "left")
-        .withColumn(column, F.coalesce(F.array_distinct("__ids"), none))
+        frame.join(encoded, F.col(feature.raw) == F.col("__cell"), "left")
+        .withColumn(feature.spec.column, F.coalesce(ids, none))
         .drop("__cell", "__ids")
     )

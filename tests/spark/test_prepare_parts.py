@@ -17,17 +17,21 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from distrec import columns as c
 from distrec.config import EventsConfig, FeatureConfig, PrepareConfig, SplitConfig
+from distrec.dataset import FeatureSpec
 from distrec.prepare import rank, write
 from distrec.prepare.examples import Examples
-from distrec.prepare.features import hashed_ngrams
+from distrec.prepare.extend import Continuation
+from distrec.prepare.features import TRAIN_COUNT, encode, fit_features, hashed_ngrams
 from distrec.prepare.histories import attach_before, windows
 from distrec.prepare.k_core import k_core
 from distrec.prepare.read import read_source, wanted_columns
 from distrec.prepare.split import split_events
-from distrec.prepare.validate import typed_events
-from distrec.prepare.vocabulary import fit_vocabulary, vocabulary_hash
+from distrec.prepare.validate import raw_column, typed_events
+from distrec.prepare.vocabulary import NEW, fit_vocabulary, vocabulary_hash
 from distrec.prepare.workspace import Workspace
+from tests.synthetic import write_dataset
 
 
 def shuffled_frame(spark: SparkSession, rows: list[tuple[Any, ...]], schema: str) -> DataFrame:
@@ -286,10 +290,10 @@ def xxh64(data: bytes, seed: int = 42) -> int:
 
 
 def test_text_is_hashed_by_words_and_pairs(spark: SparkSession) -> None:
-    config = FeatureConfig(column="t", kind="text", ngrams=2, max_values=4)
+    config = FeatureConfig(column="t", kind="text", ngrams=2)
     frame = spark.createDataFrame([("Été, the DOG's",), ("",), (None,)], "t string")
     found = [row[0] for row in frame.select(hashed_ngrams(F.col("t"), config, 1000)).collect()]
-    grams = ["été", "the", "dog", "s"]
+    grams = ["été", "the", "dog", "s", "été the", "the dog", "dog s"]
     assert found == [[2 + xxh64(gram.encode()) % 1000 for gram in grams], [], []]
     pairs = FeatureConfig(column="t", kind="text", ngrams=3)
     (row,) = (
@@ -299,6 +303,46 @@ def test_text_is_hashed_by_words_and_pairs(spark: SparkSession) -> None:
     )
     grams = ["a", "b", "c", "a b", "b c", "a b c"]
     assert row[0] == [2 + xxh64(gram.encode()) % (1 << 40) for gram in grams]
+
+
+def test_ngrams_that_few_rows_of_train_have_are_left_out(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    """Words of three rows of train; then those of a dataset that was made before."""
+    texts = ["b a", "a b", "c A!", "a", "c d", "new a c", ""]
+    in_train = [1, 2, 1, 0, 0, 0, 0]
+    frame = workspace.spark.createDataFrame(
+        [
+            (place, text or None, count)
+            for place, (text, count) in enumerate(zip(texts, in_train, strict=True))
+        ],
+        f"place int, {raw_column('item', 't')} string, {TRAIN_COUNT} long",
+    )
+    config = FeatureConfig(column="t", kind="text", ngrams=1, num_buckets=1000, min_df=2)
+
+    def encoded(config: FeatureConfig, continuation: Continuation = NEW) -> list[list[int]]:
+        fitted = fit_features(frame, "item", [config], workspace, continuation)
+        rows = encode(frame, fitted).orderBy("place").collect()
+        return [row["item_t"] for row in rows]
+
+    of = {word: 2 + xxh64(word.encode()) % 1000 for word in ("a", "b", "c", "d", "new")}
+    assert len(set(of.values())) == 5
+    both = [[of["b"], of["a"]], [of["a"], of["b"]]]
+    found = encoded(config)
+    assert found == [*both, [of["a"]], [of["a"]], [], [of["a"]], []]
+    first = encoded(config.model_copy(update={"max_values": 1}))
+    assert first[:3] == [[of["b"]], [of["a"]], [of["a"]]]
+    everything = encoded(config.model_copy(update={"min_df": 1}))
+    assert everything[5] == [of["new"], of["a"], of["c"]]
+    manifest = write_dataset(tmp_path / "old")
+    path = manifest.splits[c.ITEMS].files[0].path
+    table = pq.read_table(tmp_path / "old" / path).slice(0, 1)
+    words = pa.array([[of["d"]]], pa.list_(pa.int64()))
+    pq.write_table(table.append_column("item_t", words), tmp_path / "old" / path)
+    feature = FeatureSpec(name="t", side="item", kind="text", column="item_t", num_embeddings=1002)
+    previous = manifest.model_copy(update={"features": (*manifest.features, feature)})
+    after = encoded(config, Continuation(tmp_path / "old", previous))
+    assert after == [*both, [of["a"]], [of["a"]], [of["d"]], [of["a"]], []]
 
 
 # --- histories -----------------------------------------------------------------------------------

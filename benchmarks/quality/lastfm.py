@@ -18,7 +18,7 @@ CHOSEN = (
     'model.towers=["cf", "autoencoder", "sequence"]', "model.id_dropout=0.3",
     "model.input_dropout=0.5", "model.dropout=0.5", "train.global_batch_size=64",
     "train.max_epochs=20", "train.early_stopping_patience=0", "loss.towers=1.0",
-    "model.share_item_embedding=false", "loss.exclude_seen=false",
+    "model.share_item_embedding=false",
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ CHOSEN = (
     'model.towers=["cf", "autoencoder", "sequence"]', "model.id_dropout=0.4",
     'model.sequence_attention="hstu"', "model.sequence_layers=4", "model.dropout=0.2",
     "prepare.history_length=200", "model.embedding_dim=64", "train.global_batch_size=64",
-    "train.max_epochs=12",
+    "train.max_epochs=12", "loss.exclude_seen=true",
 )  # fmt: skip
 
 if __name__ == "__main__":

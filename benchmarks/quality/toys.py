@@ -15,7 +15,7 @@ from unified import arguments, common, report
 BARS = {"ndcg@10": common.at_least(0.0551)}
 
 CHOSEN = (
-    'model.towers=["autoencoder", "sequence"]', "loss.towers=1.0", "loss.exclude_seen=false",
+    'model.towers=["autoencoder", "sequence"]', "loss.towers=1.0",
 )  # fmt: skip
 
 if __name__ == "__main__":

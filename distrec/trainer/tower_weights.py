@@ -2,8 +2,12 @@
 
 The gate learns how well each tower explains train. A tower with a row a user explains it by heart,
 and so is trusted with more than it can say of what comes next: on MovieLens-1M towers that train
-alone weighs are worse together than the best of them (docs/experiments.md). The weights are few
-and their cross-entropy is convex: valid gives them, and hardly suffers.
+alone weighs are worse together than the best of them (docs/experiments.md). The weights are few:
+valid gives them, and hardly suffers.
+
+Of a user with several targets they maximise the likelihood that an item drawn from the softmax is
+any of these. That of every single one would be decided by those that nobody could foresee, and
+lists are about the others.
 """
 
 from __future__ import annotations
@@ -47,7 +51,7 @@ class HeldOut:
 
 @dataclass
 class _Sums:
-    """Log-likelihood of queries, its gradient (P,) and minus its second derivative (P, P)."""
+    """Log-likelihood of queries, its gradient (P,), and a bound of how it curves down (P, P)."""
 
     value: Tensor
     gradient: Tensor
@@ -76,7 +80,9 @@ def fit_tower_weights(
 ) -> Tensor:
     """The weights of the parts of a score that make the targets likeliest, in a softmax over items.
 
-    Newton's method; a weight of a tower or of the bias that would be below 0 is 0. Collective.
+    Newton's method on a bound, in which a user's target counts as much as the weights before the
+    step find it among the user's (Dempster et al. 1977, the EM algorithm). A weight of a tower or
+    of the bias that would be below 0 is 0. Collective.
 
     Args:
         model: Whose `part_scores` are weighed.
@@ -131,12 +137,16 @@ def _sums(
         scores = scores.masked_fill(is_free.to(scores.device), -torch.inf)
         log_shares = torch.log_softmax(without_seen(scores, seen, targets), dim=1)
         place = catalogue_positions(targets.to(items.device), stop - start, len(items), "targets")
-        found = torch.bincount(place[0], minlength=stop - start)
-        # each user counts once
-        share = 1.0 / found[place[0]]
-        shares = log_shares.exp() * (found > 0).unsqueeze(1)
+        place = torch.stack(place).unique(dim=1).unbind()
+        # each user with targets counts once
+        wanted = torch.full_like(log_shares, -torch.inf)
+        wanted[place] = log_shares[place]
+        chances = torch.logsumexp(wanted, dim=1)
+        is_asked = ~chances.isneginf()
+        share = (wanted[place] - chances[place[0]]).exp()
+        shares = log_shares.exp() * is_asked.unsqueeze(1)
         mean = torch.einsum("bm,pbm->pb", shares, parts)
-        total.value += (share * log_shares[place]).sum().double().cpu()
+        total.value += chances[is_asked].sum().double().cpu()
         total.gradient += ((parts[:, *place] * share).sum(1) - mean.sum(1)).double().cpu()
         spread = torch.einsum("pbm,qbm->pq", parts * shares, parts) - mean @ mean.T
         total.curvature += spread.double().cpu()

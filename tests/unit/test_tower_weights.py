@@ -67,9 +67,9 @@ def plain(weights: Tensor, model: UnifiedModel, held_out: HeldOut, items: Tensor
         seen = held_out.seen
         masked = set() if seen is None else set((seen.values.view(-1, 2)[row] - 2).tolist())
         kept = [item for item in range(12) if item in targets.tolist() or item not in masked]
-        for target in targets.tolist():
-            chosen = score[target] - torch.logsumexp(score[kept], 0)
-            total = total + chosen / len(targets)
+        if len(targets):
+            chosen = torch.logsumexp(score[targets.unique()], 0) - torch.logsumexp(score[kept], 0)
+            total = total + chosen
     return total
 
 

@@ -72,6 +72,11 @@ def _faults(config: Config) -> Iterator[str]:
         yield f"loss.adversarial = {config.loss.adversarial}: set 0, as its norms are not known"
     if model.augment:
         yield f"model.augment = {list(model.augment)}: remove it, as no history is read"
+    if model.recent_weight != 0:
+        yield (
+            f"model.recent_weight = {model.recent_weight}: set 0, as lists would tell what others "
+            "had lately"
+        )
     if config.prepare.train_rows != "events":
         yield f'prepare.train_rows = "{config.prepare.train_rows}": set "events"'
     if train.early_stopping_patience:

@@ -231,6 +231,7 @@ def test_items_that_nobody_has_get_noise_too(tmp_path: Path) -> None:
         ({"model": {"id_dropout": 0.1}}, r"model\.id_dropout = 0\.1: set 0"),
         ({"model": {"cf_history": "mean"}}, r"model\.cf_history = \"mean\": set \"none\""),
         ({"model": {"augment": ["crop"]}}, r"model\.augment = \['crop'\]: remove it"),
+        ({"model": {"recent_weight": 0.5}}, r"model\.recent_weight = 0\.5: set 0"),
         ({"loss": {"adversarial": 0.5}}, r"loss\.adversarial = 0\.5: set 0"),
         ({"loss": {"exclude_seen": True}}, r"loss\.exclude_seen = true: set false"),
         ({"loss": {"kind": "sampled_softmax"}}, r"loss\.kind = \"sampled_softmax\""),

@@ -35,7 +35,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -205,7 +205,7 @@ class DatasetManifest(_Part):
     """Rejected rows by reason."""
     statistics: dict[str, dict[str, float]]
     """Fitted numbers, by feature column: mean, std, min, max, missing."""
-    recent_after: Mapping[Literal["valid", "test", "users"], int] = {}
+    recent_after: dict[str, int] = {}
     """valid, test, users -> Unix seconds: positive events of train, for test also of valid, for
     users of all three, that are later are counted in items, column recent_valid and so on. Empty:
     there are no such columns."""

@@ -251,7 +251,8 @@ def _count_events(found: Found, split: str, rows: pa.Table) -> None:
             # every event of a window is
             is_positive = np.ones(len(items), np.bool_)
         found.num_events.update(items.tolist())
-    for later, after in found.manifest.recent_after.items():
-        if split in c.RECENT_POOLS[later]:
+    for later, pool in c.RECENT_POOLS.items():
+        after = found.manifest.recent_after.get(later)
+        if split in pool and after is not None:
             counts = found.recent.setdefault(later, Counter())
             counts.update(items[is_positive & (times > after)].tolist())

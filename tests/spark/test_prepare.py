@@ -183,9 +183,10 @@ def test_items_and_their_encoded_features(made: tuple[DatasetManifest, Path]) ->
     assert list(found) == ["a", "b", "c", "d", "e", "z"]
     assert [row["item_index"] for row in found.values()] == [2, 3, 4, 5, 6, 7]
     assert [row["count"] for row in found.values()] == [3, 3, 1, 0, 0, 0]
-    # all is of one day; d and a are in valid and test
+    # all is of one day; c and d are in valid, and e in test
     assert [row["recent_valid"] for row in found.values()] == [3, 3, 1, 0, 0, 0]
-    assert [row["recent_users"] for row in found.values()] == [3, 3, 3, 1, 1, 0]
+    assert [row["recent_test"] for row in found.values()] == [3, 3, 2, 1, 0, 0]
+    assert [row["recent_users"] for row in found.values()] == [3, 3, 2, 1, 1, 0]
     assert found["a"]["title"] == 'Red "dog", barking'
     assert found["d"]["title"] == ""
     assert [row["item_tags"] for row in found.values()] == [[3, 2], [2], [], [2, 1], [3], [1]]

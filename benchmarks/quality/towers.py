@@ -84,6 +84,8 @@ def main() -> None:
         "output": json.dumps(str(given.output / given.config)),
         "launch.num_ranks": given.ranks,
         "prepare.split.new_items_share": 0.15,
+        # the model is told what was had in valid just before test
+        "evaluate.fit_baselines_on_valid": "true",
     }
     overrides = [f"{key}={value}" for key, value in settings.items()]
     config = load_config(ROOT / "conf" / f"{given.config}.toml", [*overrides, *given.settings])

@@ -444,6 +444,8 @@ def test_recent_events_of_items_are_those_of_the_last_days_before_a_split(
     # the last moment before each split: seven days are counted back from there
     ends = {split: days * day - 1 for split, days in last.items()}
     events += [(0, 0, end, 1) for end in ends.values()]
+    # what is seven days old to the second is not recent
+    events += [(1, 1, end - 7 * day, 1) for end in ends.values()]
     lines = [",".join(map(str, event)) for event in events]
     (tmp_path / "events.csv").write_text("\n".join(["u,i,t,y", *lines]) + "\n")
     section = {

@@ -90,7 +90,7 @@ def fitted_weights(run: Run, collectives: Collectives) -> dict[str, float]:
         held_out = choose_held_out(model, ModelScorer(model, run.tables, items), queries, 60, True)
         is_free = torch.zeros(len(items), dtype=torch.bool)
         weights = fit_tower_weights(model, held_out, items, is_free, collectives)
-    names = (*model.tower_names, "bias", "new items")
+    names = (*model.tower_names, "bias", "new items", "recent")
     return {f"weight of {name}": float(w) for name, w in zip(names, weights, strict=True)}
 
 

@@ -53,7 +53,7 @@ def test_similarity_is_the_mean_over_the_towers_that_read_histories() -> None:
     batch = make_batch([2, 3, 4], [2, 2, 2], list(LONGEST.values()))
     tables = InMemoryTables(model)
     users = model.encode_users(batch, tables(model.user_requests(batch))).detach()
-    parts = users[:, :-2].unflatten(1, (5, 8))[:, [1, 2, 4]]
+    parts = users[:, :-3].unflatten(1, (5, 8))[:, [1, 2, 4]]
     vectors = (parts / parts.norm(dim=2, keepdim=True)).flatten(1) / 3**0.5
     assert term(model, BATCH, 0.3).item() == pytest.approx(by_hand(list(vectors), 0.3), rel=1e-4)
 

@@ -118,7 +118,7 @@ def test_states_equal_a_plain_loop(
     tables = InMemoryTables(model)
     tower = model.towers["sequence"]
     users = encode(model, tables, timed_batch())
-    assert users.shape == (4, 10)
+    assert users.shape == (4, 11)
     for row, (history, times, kinds) in enumerate(zip(HISTORIES, TIMES, KINDS, strict=True)):
         # item 9 is cold: it stands on the unknown row
         index = torch.tensor([1 if item == 9 else item for item in history], dtype=torch.int64)
@@ -170,7 +170,7 @@ def test_a_position_is_the_history_up_to_there(kind: str) -> None:
     positions = Positions(*(torch.tensor(column) for column in zip(*places, strict=True)))
     rows = tables(model.user_requests(batch, positions))
     found = model.encode_users(batch, rows, positions)
-    assert found.shape == (6, 4 * 8 + 2)
+    assert found.shape == (6, 4 * 8 + 3)
     for row, (example, length) in enumerate(places):
         time = batch.time.clone()
         time[example] = [*TIMES[example], NOW][length]

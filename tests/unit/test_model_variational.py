@@ -32,10 +32,10 @@ def test_vectors_are_drawn_as_the_network_says_and_their_mean_is_scored() -> Non
     tables = InMemoryTables(model)
     batch = timed_batch(4000)
     torch.manual_seed(0)
-    drawn = model.encode_users(batch, tables(model.user_requests(batch)))[:, :-2].detach()
+    drawn = model.encode_users(batch, tables(model.user_requests(batch)))[:, :-3].detach()
     cost = tower.take_divergence().detach()
     model.eval()
-    scored = model.encode_users(batch, tables(model.user_requests(batch)))[:, :-2].detach()
+    scored = model.encode_users(batch, tables(model.user_requests(batch)))[:, :-3].detach()
     table = tables.weights["item_history"].detach()
     for row, bag in enumerate(([3, 4, 5], [6])):
         scaled = table[bag].sum(dim=0) / len(bag) ** 0.5

@@ -103,9 +103,9 @@ def brute_force(
             label_smoothing=smoothing,
         )  # fmt: skip
         gradient = torch.autograd.grad(losses.mean(), items)[0]
-        # the last number, whether an item has no row, is 0 for every user
-        assert not gradient[:, -1].any()
-        found.append(gradient[:, :-1])
+        # the last numbers, whether an item has no row and what is recent, are 0 for every user
+        assert not gradient[:, -2:].any()
+        found.append(gradient[:, :-2])
     return found
 
 

@@ -83,8 +83,7 @@ def without_seen(scores: Tensor, seen: Jagged | None, targets: Jagged | None) ->
             kept = catalogue_positions(targets, num_rows, num_columns, "targets")
             masked = ~torch.isin(cells, kept[0] * num_columns + kept[1])
             rows, columns = rows[masked], columns[masked]
-        minus_infinity = torch.tensor(float("-inf"), device=scores.device)
-        scores = scores.index_put((rows, columns), minus_infinity)
+        scores = scores.index_put((rows, columns), scores.new_tensor(float("-inf")))
     return scores
 
 

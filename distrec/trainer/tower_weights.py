@@ -130,7 +130,8 @@ def _sums(
     for start in range(0, len(part.users), rows):
         pulse.beat()
         stop = min(start + rows, len(part.users))
-        parts = model.part_scores(part.users[start:stop], items)  # (P, B, M)
+        # summed in float64: ranks cut the queries into other blocks, and weights are to be the same
+        parts = model.part_scores(part.users[start:stop], items).double()  # (P, B, M)
         targets = slice_bags(part.targets, start, stop)
         seen = None if part.seen is None else slice_bags(part.seen, start, stop)
         scores = torch.einsum("p,pbm->bm", weights.to(parts), parts)
@@ -146,10 +147,10 @@ def _sums(
         share = (wanted[place] - chances[place[0]]).exp()
         shares = log_shares.exp() * is_asked.unsqueeze(1)
         mean = torch.einsum("bm,pbm->pb", shares, parts)
-        total.value += chances[is_asked].sum().double().cpu()
-        total.gradient += ((parts[:, *place] * share).sum(1) - mean.sum(1)).double().cpu()
+        total.value += chances[is_asked].sum().cpu()
+        total.gradient += ((parts[:, *place] * share).sum(1) - mean.sum(1)).cpu()
         spread = torch.einsum("pbm,qbm->pq", parts * shares, parts) - mean @ mean.T
-        total.curvature += spread.double().cpu()
+        total.curvature += spread.cpu()
     return total
 
 

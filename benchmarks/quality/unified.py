@@ -71,6 +71,40 @@ def fitted_weights(path: Path) -> tuple[str, ...]:
     return (f"model.tower_weights={{{inline}}}", *others)
 
 
+def configured(
+    name: str,
+    source: str,
+    config_name: str,
+    given: argparse.Namespace,
+    seed: int,
+    output: Path,
+    changes: Sequence[str],
+) -> Config:
+    """A shipped configuration for the events of a data set, which are written.
+
+    Args:
+        name: Of the run.
+        source: Of the data set, as in `sources`.
+        config_name: File in conf/.
+        given: From `arguments`.
+        seed: Of the run.
+        output: Directory of the run.
+        changes: key=value in place of the configuration's.
+    """
+    events = write_events(source, given.data, given.output / source / "raw")
+    events["paths"] = [str(Path(path).resolve()) for path in events["paths"]]
+    inline = ", ".join(f"{key} = {json.dumps(value)}" for key, value in events.items())
+    settings = {
+        "name": json.dumps(name),
+        "seed": seed,
+        "prepare.events": f"{{{inline}}}",
+        "launch.num_ranks": given.ranks,
+        "output": json.dumps(str(output)),
+    }
+    own = [f"{key}={value}" for key, value in settings.items()]
+    return load_config(ROOT / "conf" / config_name, [*own, *changes])
+
+
 def measure(
     name: str,
     config_name: str,
@@ -98,19 +132,8 @@ def measure(
     directory = given.output / name / f"seed-{seed}"
 
     def run(source: str, output: Path, *more: str) -> tuple[Config, dict[str, dict[str, float]]]:
-        events = write_events(source, given.data, given.output / source / "raw")
-        events["paths"] = [str(Path(path).resolve()) for path in events["paths"]]
-        inline = ", ".join(f"{key} = {json.dumps(value)}" for key, value in events.items())
-        settings = {
-            "name": json.dumps(name),
-            "seed": seed,
-            "prepare.events": f"{{{inline}}}",
-            "launch.num_ranks": given.ranks,
-            "output": json.dumps(str(output)),
-        }
-        own = [f"{key}={value}" for key, value in settings.items()]
-        own += [*chosen, *given.settings, *more]
-        config = load_config(ROOT / "conf" / config_name, own)
+        changes = [*chosen, *given.settings, *more]
+        config = configured(name, source, config_name, given, seed, output, changes)
         started = time.monotonic()
         run_stages(config, STAGES)
         splits = json.loads(config.metrics_path.read_text())["splits"]

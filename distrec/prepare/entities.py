@@ -157,7 +157,7 @@ def find_items(
     continuation: Continuation = NEW,
     recent: Recent = NO_TIMES,
 ) -> Entities:
-    """Items of train and of the catalogue; those without a row of their own come last, by id.
+    """Items of train and of the catalogue; those without a row of their own come last, by lot.
 
     An item that occurs in valid or test only, and in no catalogue, is not known, nor is one of the
     catalogue that the k-core has dropped. Items of the previous dataset are known as long as they
@@ -187,7 +187,9 @@ def find_items(
     cold = known.join(trained, c.ID, "left_anti")
     cold = workspace.materialize(cold, "cold")
     num_cold = cold.count()
-    ranked = with_rank(cold, [F.asc(c.ID)], "__rank", num_cold, workspace)
+    # ids often tell age or popularity, and what scores alike is listed by index
+    by_lot = [F.xxhash64(c.ID), F.asc(c.ID)]
+    ranked = with_rank(cold, by_lot, "__rank", num_cold, workspace)
     cold_counts = ranked.join(counts.withColumnRenamed(c.VALUE, c.ID), c.ID, "left")
     numbered = trained.unionByName(
         cold_counts.select(

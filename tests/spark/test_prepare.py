@@ -179,28 +179,28 @@ def test_vocabularies_by_descending_count_in_train(made: tuple[DatasetManifest, 
 def test_items_and_their_encoded_features(made: tuple[DatasetManifest, Path]) -> None:
     manifest, directory = made
     found = {row["item_id"]: row for row in rows(manifest, directory, "items")}
-    # trained ones by count, then the others of the catalogue by id
-    assert list(found) == ["a", "b", "c", "d", "e", "z"]
+    # trained ones by count, then the others of the catalogue by xxhash64
+    assert list(found) == ["a", "b", "c", "e", "d", "z"]
     assert [row["item_index"] for row in found.values()] == [2, 3, 4, 5, 6, 7]
     assert [row["count"] for row in found.values()] == [3, 3, 1, 0, 0, 0]
     # all is of one day; c and d are in valid, and e in test
     assert [row["recent_valid"] for row in found.values()] == [3, 3, 1, 0, 0, 0]
-    assert [row["recent_test"] for row in found.values()] == [3, 3, 2, 1, 0, 0]
+    assert [row["recent_test"] for row in found.values()] == [3, 3, 2, 0, 1, 0]
     assert [row["recent_users"] for row in found.values()] == [3, 3, 2, 1, 1, 0]
     assert found["a"]["title"] == 'Red "dog", barking'
     assert found["d"]["title"] == ""
-    assert [row["item_tags"] for row in found.values()] == [[3, 2], [2], [], [2, 1], [3], [1]]
+    assert [row["item_tags"] for row in found.values()] == [[3, 2], [2], [], [3], [2, 1], [1]]
     # logs of the prices of a, b, c: 0, 2, 4
     std = math.sqrt(8 / 3)
-    prices = [-2 / std, 0, 2 / std, 0, -4 / std, (math.log(101) - 2) / std]
+    prices = [-2 / std, 0, 2 / std, -4 / std, 0, (math.log(101) - 2) / std]
     assert [row["item_price"] for row in found.values()] == pytest.approx(prices, abs=1e-6)
     assert manifest.statistics["item_price"] == pytest.approx(
         {"mean": 2, "std": std, "min": 0, "max": 4, "missing": 0}
     )
     # the median of 1, 2, 3 is the edge; e has no size
-    assert [row["item_size"] for row in found.values()] == [2, 2, 3, 3, 0, 2]
+    assert [row["item_size"] for row in found.values()] == [2, 2, 3, 0, 3, 2]
     # c has no image: the mean of those of a and b
-    images = [[1, 2], [3, 4], [2, 3], [0, 0], [7, 7], [5, 5]]
+    images = [[1, 2], [3, 4], [2, 3], [7, 7], [0, 0], [5, 5]]
     assert [row["item_image"] for row in found.values()] == images
 
 
@@ -224,7 +224,7 @@ def test_users_as_of_now(made: tuple[DatasetManifest, Path]) -> None:
     found = {row["user_id"]: row for row in rows(manifest, directory, "users")}
     u1, u2, u9 = found["u1"], found["u2"], found["u9"]
     assert (u1["user_index"], u1["num_events"], u1["time"]) == (2, 5, 41)
-    assert (u1["history"], u1["history_times"]) == ([4, 5, 6], [20, 30, 40])
+    assert (u1["history"], u1["history_times"]) == ([4, 6, 5], [20, 30, 40])
     assert [found[user]["history_types"] for user in ("u1", "u2", "u3", "u9")] == [
         [2, 3, 2], [2, 3, 2], [2, 2], [],
     ]  # fmt: skip
@@ -255,8 +255,8 @@ def test_examples_know_only_what_lies_strictly_before(made: tuple[DatasetManifes
         # b and c at the same time do not see each other
         ("train", 2, 3): ([2], [10], [2]),
         ("train", 2, 4): ([2], [10], [2]),
-        ("valid", 2, 5): ([2, 3, 4], [10, 20, 20], [2, 3, 2]),
-        ("test", 2, 6): ([3, 4, 5], [20, 20, 30], [3, 2, 3]),
+        ("valid", 2, 6): ([2, 3, 4], [10, 20, 20], [2, 3, 2]),
+        ("test", 2, 5): ([3, 4, 6], [20, 20, 30], [3, 2, 3]),
         ("train", 3, 3): ([], [], []),
         ("train", 3, 2): ([3], [11], [3]),
         ("valid", 3, 4): ([3, 2], [11, 12], [3, 2]),
@@ -264,7 +264,7 @@ def test_examples_know_only_what_lies_strictly_before(made: tuple[DatasetManifes
         ("train", 4, 2): ([], [], []),
         ("train", 4, 3): ([2], [5], [2]),
     }
-    assert found["test", 2, 6]["num_events"] == 4
+    assert found["test", 2, 5]["num_events"] == 4
     assert found["train", 2, 3]["weight"] == 0.5
     # "car" is not in train
     assert found["valid", 3, 4]["context_device"] == 1
@@ -276,13 +276,13 @@ def test_queries(made: tuple[DatasetManifest, Path]) -> None:
     valid = {row["user_id"]: row for row in rows(manifest, directory, "valid_queries")}
     test = {row["user_id"]: row for row in rows(manifest, directory, "test_queries")}
     assert {user: (row["targets"], row["seen"]) for user, row in valid.items()} == {
-        "u1": ([5], [2, 3, 4]), "u2": ([4], [2, 3]),
+        "u1": ([6], [2, 3, 4]), "u2": ([4], [2, 3]),
     }  # fmt: skip
     assert {user: (row["targets"], row["seen"]) for user, row in test.items()} == {
-        "u1": ([6], [2, 3, 4, 5]), "u2": ([1], [2, 3, 4]),
+        "u1": ([5], [2, 3, 4, 6]), "u2": ([1], [2, 3, 4]),
     }  # fmt: skip
     assert (test["u1"]["time"], test["u1"]["num_events"]) == (40, 4)
-    assert (test["u1"]["history"], test["u1"]["history_types"]) == ([3, 4, 5], [3, 2, 3])
+    assert (test["u1"]["history"], test["u1"]["history_types"]) == ([3, 4, 6], [3, 2, 3])
     assert valid["u2"]["context_device"] == 1
 
 

@@ -178,7 +178,11 @@ class ModelConfig(Section):
     tower."""
     pair_crosses: int = Field(default=0, ge=0, le=1_000)
     """binary and squared: cross layers over the vectors of user and item side by side, with an MLP
-    of deep_hidden, whose output is added to the score of an example. Lists are ranked without."""
+    of pair_hidden, whose output is added to the score of an example. Lists are ranked without."""
+    pair_cross_rank: int = Field(default=0, ge=0, le=65_536)
+    """Above 0: their maps are products of two matrices of so low a rank, far fewer numbers."""
+    pair_hidden: tuple[Width, ...] | None = None
+    """Widths of that MLP's hidden layers; deep_hidden if it is not set, one linear map if empty."""
     multi_task: Literal["none", "shared_bottom", "mmoe", "ple"] = "none"
     """binary: a head that predicts prepare.events.tasks beside the label, from the vectors of user
     and item and their product; what it makes of the label is added to the score of an example, and

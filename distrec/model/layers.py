@@ -51,13 +51,20 @@ class CrossNetwork(nn.Module):
     Args:
         width: Of the input x0, and of the output.
         num_layers: None gives the input back.
+        rank: Above 0, each W is a product of two matrices of so low a rank.
 
-    Source: Wang et al. 2021, arXiv:2008.13535 (DCN-v2), equation 1.
+    Source: Wang et al. 2021, arXiv:2008.13535 (DCN-v2), equations 1 and 2.
     """
 
-    def __init__(self, width: int, num_layers: int) -> None:
+    def __init__(self, width: int, num_layers: int, rank: int = 0) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(num_layers))
+
+        def linear() -> nn.Module:
+            if not rank:
+                return nn.Linear(width, width)
+            return nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, width))
+
+        self.layers = nn.ModuleList(linear() for _ in range(num_layers))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """float32 (B, width) to (B, width)."""
@@ -75,15 +82,21 @@ class PairHead(nn.Module):
     Args:
         vector_width: Of each of the two.
         num_crosses: Cross layers.
+        cross_rank: Of their maps, as in CrossNetwork.
         hidden_dims: Widths of the hidden layers.
         dropout: Of the hidden activations.
     """
 
     def __init__(
-        self, vector_width: int, num_crosses: int, hidden_dims: Sequence[int], dropout: float
+        self,
+        vector_width: int,
+        num_crosses: int,
+        cross_rank: int,
+        hidden_dims: Sequence[int],
+        dropout: float,
     ) -> None:
         super().__init__()
-        self.crosses = CrossNetwork(2 * vector_width, num_crosses)
+        self.crosses = CrossNetwork(2 * vector_width, num_crosses, cross_rank)
         self.network = MultiLayerPerceptron(2 * vector_width, hidden_dims, 1, dropout)
 
     def forward(self, users: Tensor, items: Tensor) -> Tensor:

@@ -112,9 +112,11 @@ class UnifiedModel(nn.Module):
         self.thresholds = RatingThresholds(config.rating_levels) if config.rating_levels else None
         self.pair_head = None
         if config.pair_crosses:
+            hidden = config.deep_hidden if config.pair_hidden is None else config.pair_hidden
             self.pair_head = PairHead(
-                self.vector_width, config.pair_crosses, config.deep_hidden, config.dropout
-            )
+                self.vector_width, config.pair_crosses, config.pair_cross_rank, hidden,
+                config.dropout,
+            )  # fmt: skip
         self.tasks: tuple[str, ...] = ()
         self.task_head = None
         if config.multi_task != "none":

@@ -403,6 +403,15 @@ def test_cross_layers_by_hand() -> None:
     assert CrossNetwork(2, 0)(torch.tensor([[2.0, 3.0]])).tolist() == [[2.0, 3.0]]
 
 
+def test_a_cross_layer_of_rank_one_by_hand() -> None:
+    crosses = CrossNetwork(2, 1, rank=1)
+    down, up = crosses.layers[0]
+    down.load_state_dict({"weight": torch.tensor([[1.0, 2.0]])})
+    up.load_state_dict({"weight": torch.tensor([[1.0], [-1.0]]), "bias": torch.tensor([0.5, 0.0])})
+    # x0 (2, 3): 8 of the first map, W x0 + b = (8.5, -8), x1 = (19, -21)
+    assert crosses(torch.tensor([[2.0, 3.0]])).tolist() == [[19.0, -21.0]]
+
+
 def test_crosses_of_the_deep_tower_come_before_its_perceptron() -> None:
     model = make_model(towers=("deep",), deep_crosses=2)
     tables = InMemoryTables(model)

@@ -374,6 +374,16 @@ def test_squared_objective_has_a_bias_of_the_user_and_learns_from_cold_items() -
     assert objective.weight_sum(batch).item() == 3.0
 
 
+def test_the_pair_head_is_as_small_as_it_is_asked_to_be() -> None:
+    spec = SPEC.model_copy(update={"has_labels": True})
+    model = make_model(spec, pair_crosses=1, pair_cross_rank=3, pair_hidden=())
+    width = 2 * model.vector_width
+    # two maps of rank 3 with a bias, then one linear map
+    assert (
+        sum(part.numel() for part in model.pair_head.parameters()) == 2 * 3 * width + 2 * width + 1
+    )
+
+
 def test_the_pair_head_counts_in_the_loss_of_labels_and_in_no_other() -> None:
     spec = SPEC.model_copy(update={"has_labels": True})
     model = make_model(spec, pair_crosses=2)

@@ -136,6 +136,12 @@ class UnifiedModel(nn.Module):
         self.new_item_bias.copy_(weights[-2])
         self.recent_weight.copy_(weights[-1])
 
+    def named_weights(self) -> dict[str, float]:
+        """The weights in use: of each tower and the bias, `new_item_bias` and `recent_weight`."""
+        names = (*self.tower_names, BIAS, "new_item_bias", "recent_weight")
+        used = [*self.tower_weights.tolist(), float(self.new_item_bias), float(self.recent_weight)]
+        return dict(zip(names, used, strict=True))
+
     def _towers(self) -> list[Tower]:
         return [tower for tower in self.towers.values() if isinstance(tower, Tower)]
 

@@ -36,6 +36,7 @@ def curves_section(
     figures = [
         _step_curve(steps, "loss", "Training loss", "loss", scales.number),
         _validation_curve(validations, metric),
+        _weight_curves(validations),
         _step_curve(steps, "learning_rate", "Learning rate", "learning rate", scales.number),
         _step_curve(
             steps, "examples_per_second", "Throughput", "examples a second", scales.compact
@@ -110,6 +111,37 @@ def _validation_curve(
     )
     note = f"best {scales.metric(best[1])} at step {scales.number(best[0])}, marked with a ring"
     return {"title": f"Validation {label}", "note": note, "chart": chart}
+
+
+def _weight_curves(validations: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """How much each tower counts by step, where valid weighs them."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for entry in validations:
+        for name, value in mapping(entry.get("weights")).items():
+            # an addend of some items, not a factor
+            if name != "new_item_bias" and (weight := finite(value)) is not None:
+                points.setdefault(str(name), []).append((float(entry["step"]), weight))
+    if not points:
+        return None
+    names = [name.replace("_", " ") for name in points]
+    last = ", ".join(
+        f"{name} {scales.metric(of_name[-1][1])}"
+        for name, of_name in zip(names, points.values(), strict=True)
+    )
+    chart = charts.line_chart(
+        f"Weight of each tower by step, at the end {last}.",
+        [
+            charts.Series(name, of_name)
+            for name, of_name in zip(names, points.values(), strict=True)
+        ],
+        Axis("step"),
+        Axis("weight", exact=scales.metric, zero=True),
+    )
+    note = "given by the validation queries; 1: as training weighs it"
+    return {
+        "title": "Weights of the towers", "note": note, "chart": chart,
+        "legend": charts.legend(names),
+    }  # fmt: skip
 
 
 def tables_section(plan: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -301,10 +301,9 @@ class _Loop:
     def _validate(self, place: str) -> tuple[dict[str, float], bool]:
         phase = f"validation after {place}"
         self.beat(phase)
+        model, validator = self.run.model, self.run.validator
         with self.run.averaged():
-            metrics = self.run.validator.measure(
-                self.run.model, self.run.tables, lambda: self.beat(phase)
-            )
+            metrics = validator.measure(model, self.run.tables, lambda: self.beat(phase))
         name = str(self.run.validator.metric)
         if name not in metrics:
             raise DataError(
@@ -313,7 +312,8 @@ class _Loop:
                 "another metric, or a larger valid split."
             )
         is_best = self.stopping.update(self.global_step, metrics[name])
-        self.progress.validated(self.global_step, metrics, name, is_best)
+        weights = model.named_weights() if validator.fits_weights(model) else {}
+        self.progress.validated(self.global_step, metrics, name, is_best, weights)
         return metrics, is_best
 
     def _save(self, metrics: dict[str, float], is_best: bool) -> None:

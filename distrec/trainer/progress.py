@@ -126,19 +126,26 @@ class Progress:
         return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
     def validated(
-        self, global_step: int, metrics: Mapping[str, float], metric: str, is_best: bool
+        self,
+        global_step: int,
+        metrics: Mapping[str, float],
+        metric: str,
+        is_best: bool,
+        weights: Mapping[str, float],
     ) -> None:
-        """Report a validation."""
+        """Report a validation, and the weights that it gave the towers, if it gave any."""
         self._write(
             {
                 "kind": "valid",
                 "step": global_step,
                 "metrics": dict(metrics),
                 "best": is_best,
+                **({"weights": dict(weights)} if weights else {}),
                 "seconds": round(self.seconds, 3),
             }
         )
         self._scalars("valid", global_step, metrics)
+        self._scalars("weight", global_step, weights)
         logger.info(
             "step %d/%d validation: %s %.4f%s",
             global_step, self.total_steps, metric, metrics.get(metric, float("nan")),

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, TypeVar
 from distrec import columns
 from distrec.batch import ItemBatch, QueryBatch
 from distrec.config import Config
-from distrec.config.training import BIAS
 from distrec.dataset import DatasetManifest
 from distrec.errors import ConfigError, DataError
 from distrec.metrics.evaluation import (
@@ -176,7 +175,7 @@ class Validator:
         self, model: UnifiedModel, scorer: ModelScorer, beat: Callable[[], None]
     ) -> dict[str, float]:
         """Ranking metrics, with fitted weights unless these are clearly worse."""
-        if not self._fits_weights(model):
+        if not self.fits_weights(model):
             return self._ranking(scorer, beat)
         model.weigh(model.given_weights())
         given = self._ranking(scorer, beat)
@@ -188,23 +187,22 @@ class Validator:
             model, held_out, scorer.item_vectors, self.items.count < 0, self.collectives
         )
         model.weigh(weights)
+        parts = model.named_weights()
         fitted = self._ranking(scorer, beat)
         name = str(self.metric)
         is_kept = fitted[name] >= given[name] - slack(given[name], self._num_queries)
         if not is_kept:
             model.weigh(model.given_weights())
         if self.collectives.world.is_first:
-            parts = zip(
-                (*model.tower_names, BIAS, "new items", "recent"), weights.tolist(), strict=True
-            )
             logger.info(
                 "towers weighed by valid (%s): %s %.4f in place of %.4f%s",
-                " ".join(f"{part} {weight:.2f}" for part, weight in parts),
+                " ".join(f"{part} {weight:.2f}" for part, weight in parts.items()),
                 name, fitted[name], given[name], "" if is_kept else ": left as they are",
             )  # fmt: skip
         return fitted if is_kept else given
 
-    def _fits_weights(self, model: UnifiedModel) -> bool:
+    def fits_weights(self, model: UnifiedModel) -> bool:
+        """Whether the valid split weighs the towers."""
         config = self.config
         return (
             config.train.fit_tower_weights and config.privacy is None and not model.spec.is_absolute

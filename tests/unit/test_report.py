@@ -164,7 +164,11 @@ def _write_logs(logs: Path) -> None:
          "examples_per_second": 5000.0, "seconds": 1.0}
         for step, loss in ((10, 5.0), (20, 4.0), (30, 99.0), (20, 3.5), (30, 3.25), (40, 3.0))
     ]  # fmt: skip
-    curve += [{"kind": "valid", "step": 40, "metrics": {"ndcg@10": 0.19}}]
+    curve += [
+        {"kind": "valid", "step": step, "metrics": {"ndcg@10": ndcg},
+         "weights": {"cf": 0.5, "deep": deep, "bias": 1.0, "new_item_bias": -2.0}}
+        for step, ndcg, deep in ((20, 0.18, 1.25), (40, 0.19, 1.5))
+    ]  # fmt: skip
     lines = "".join(json.dumps(entry) + "\n" for entry in curve)
     # a crash cuts the last line off
     (logs / "train.jsonl").write_text(lines + '{"kind": "step", "st')
@@ -260,6 +264,14 @@ def test_curve_after_a_restart_shows_the_later_steps(complete: tuple[Config, str
     losses = [(entry["step"], entry["loss"]) for entry in read_run(config).steps]
     assert losses == [(10, 5.0), (20, 3.5), (30, 3.25), (40, 3.0)]
     assert "Training loss by step, from 5 at step 10 to 3 at step 40." in text
+
+
+def test_curves_of_the_weights_that_valid_gives(complete: tuple[Config, str, Page]) -> None:
+    _, text, page = complete
+    expected = "Weight of each tower by step, at the end cf 0.5000, deep 1.5000, bias 1.0000."
+    assert expected in text
+    assert "deep: step 20, weight 1.2500" in text
+    assert "Weights of the towers" in page.text
     assert "best 0.1900 at step 40" in text
     # the log counts epochs from 0
     assert "40 steps, the last in epoch 2, on 2 ranks" in text

@@ -19,7 +19,7 @@ from distrec.sharding.collectives import OneProcess
 from distrec.trainer import tower_weights, train
 from distrec.trainer.tower_weights import HeldOut, choose_held_out, fit_tower_weights
 from distrec.trainer.validation import slack
-from tests.training import make_config
+from tests.training import log_entries, make_config
 from tests.unit.test_model import (
     BATCH,
     RECENT,
@@ -256,6 +256,9 @@ def test_the_weights_of_a_run_are_fitted_and_saved_unless_told_not_to(tmp_path: 
         )  # fmt: skip
         train(config, ONE)
         path = checkpoint.find(config.checkpoint_directory, "newest")
-        found[fits] = checkpoint.load_model(path).tower_weights.tolist()
+        model = checkpoint.load_model(path)
+        found[fits] = model.tower_weights.tolist()
+        logged = [entry.get("weights") for entry in log_entries(config, "valid")]
+        assert logged[-1] == (model.named_weights() if fits else None)
     assert found[False] == [0.0, 1.0, 1.0, 0.0]
     assert found[True] not in (found[False], [1.0] * 4)

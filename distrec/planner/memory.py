@@ -34,6 +34,8 @@ _REPLICATED_COPIES = 3
 _PRODUCT_COPIES = 4
 # an activation, its gradient, and what autograd keeps of the operation
 _ACTIVATION_COPIES = 3
+# a tower's vector by itself, scaled for its loss, and its gradient
+_OWN_VECTOR_COPIES = 2
 # logits, their logarithm of the softmax, its gradient
 _LOGIT_COPIES = 3
 _SCORES_PER_BLOCK_BYTES = 64 * MIB
@@ -110,7 +112,7 @@ def rank_memory(
     held = {plan.name: plan.num_held(rank, world_size) for plan in plans}
     copies = 2 + _OPTIMIZER_STATE[config.train.optimizer] + (config.train.average_decay > 0)
     buffers = max(
-        step_buffers(plans, lookups, model, manifest, world_size),
+        step_buffers(plans, lookups, model, config.loss.towers > 0, world_size),
         validation_buffers(config, manifest, model),
     )
     return Memory(
@@ -128,10 +130,10 @@ def step_buffers(
     plans: Sequence[TablePlan],
     lookups: StepLookups,
     model: ModelSize,
-    manifest: DatasetManifest,
+    trains_towers: bool,
     world_size: int,
 ) -> float:
-    """Bytes that a training step holds for a moment."""
+    """Bytes that a training step holds for a moment; with loss.towers, if `trains_towers`."""
     total = 0.0
     for plan in plans:
         table = lookups.tables[plan.name]
@@ -147,6 +149,8 @@ def step_buffers(
         total += table.num_ids * 4 * _INTEGER
     encoded = lookups.num_targets + lookups.num_candidates
     total += encoded * model.activation_width * _FLOAT * _ACTIVATION_COPIES
+    if trains_towers:
+        total += encoded * model.vector_width * _FLOAT * _OWN_VECTOR_COPIES
     total += lookups.num_pairs * model.attention_width * _FLOAT
     return total + lookups.num_logits * _FLOAT * _LOGIT_COPIES
 

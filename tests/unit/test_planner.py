@@ -161,6 +161,20 @@ def test_windows_have_a_target_an_event_and_pairs_to_look_at(tmp_path: Path) -> 
     assert others.lookups(1).num_pairs == 0
 
 
+def test_towers_with_a_loss_of_their_own_hold_their_vectors(tmp_path: Path) -> None:
+    buffers = {}
+    for towers in (0.0, 1.0):
+        (tmp_path / str(towers)).mkdir()
+        loss = {"kind": "softmax", "towers": towers}
+        sections = {"loss": loss, "train": {"global_batch_size": 1000}}
+        sizer = Sizer(make_config(tmp_path / str(towers), sections))
+        buffers[towers] = sizer.memory(0, 1).buffers
+    found = sizer.lookups(1)
+    encoded = found.num_targets + found.num_candidates
+    own = round(encoded * sizer.model.vector_width * 4 * 2)
+    assert buffers[1.0] - buffers[0.0] == pytest.approx(own, abs=1)
+
+
 def test_the_fewest_ranks_are_the_fewest(tmp_path: Path) -> None:
     config = make_config(tmp_path, {"model": {"embedding_dim": 512}})
     sizer = Sizer(config)

@@ -304,7 +304,7 @@ class _Loop:
         model, validator = self.run.model, self.run.validator
         with self.run.averaged():
             metrics = validator.measure(model, self.run.tables, lambda: self.beat(phase))
-        name = str(self.run.validator.metric)
+        name = str(validator.metric)
         if name not in metrics:
             raise DataError(
                 f"train.metric can be measured on valid. Received: {name} is not defined there: "

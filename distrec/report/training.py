@@ -36,11 +36,11 @@ def curves_section(
     figures = [
         _step_curve(steps, "loss", "Training loss", "loss", scales.number),
         _validation_curve(validations, metric),
-        _weight_curves(validations),
         _step_curve(steps, "learning_rate", "Learning rate", "learning rate", scales.number),
         _step_curve(
             steps, "examples_per_second", "Throughput", "examples a second", scales.compact
         ),
+        _weight_curves(validations),
     ]
     drawn = [figure for figure in figures if figure is not None]
     if not drawn:

@@ -160,15 +160,15 @@ def test_items_have_a_row_an_index(made: tuple[Path, list[DatasetManifest]]) -> 
     rows = read(folder, 1, manifests[1].splits["items"].files)
     assert [(row["item_id"], row["item_index"], row["count"]) for row in rows] == [
         ("a", 2, 1), ("", 3, -1), ("c", 4, 1), ("e", 5, 3), ("d", 6, 2),
-        ("b", 7, 0), ("f", 8, 1), ("g", 9, 3), ("h", 10, 0),
+        ("b", 7, 0), ("h", 8, 0), ("g", 9, 3), ("f", 10, 1),
     ]  # fmt: skip
     # y of b and q of g are of no recent event
-    assert [row["item_category"] for row in rows] == [2, 0, 2, 5, 4, 1, 6, 1, 2]
+    assert [row["item_category"] for row in rows] == [2, 0, 2, 5, 4, 1, 2, 1, 6]
     assert (manifests[1].num_trained_items, manifests[1].num_items) == (7, 11)
     assert manifests[1].counts["items"] == 8
     train = read(folder, 1, manifests[1].splits["train"].files)
     pairs = {(row["user_index"], row["item_index"]) for row in train}
-    assert {(1, 9), (2, 9), (5, 4), (5, 8)} <= pairs
+    assert {(1, 9), (2, 9), (5, 4), (5, 10)} <= pairs
     assert 3 not in {item for _, item in pairs}
 
 

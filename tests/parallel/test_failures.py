@@ -158,9 +158,9 @@ def test_ranks_end_with_their_launcher(num_ranks: int, number: int, tmp_path: Pa
 def moving_body(collectives: Collectives, directory: str) -> str:
     """Rank 0 works longer than a rank may be silent, and rank 1 waits for it."""
     rank = collectives.world.rank
-    with Watchdog(rank, 2, Path(directory), lambda message, waits: None):
+    with Watchdog(rank, 4, Path(directory), lambda message, waits: None):
         if rank == 0:
-            for _ in range(50):
+            for _ in range(100):
                 time.sleep(0.1)
                 pulse.beat()
         collectives.barrier("test.moving")

@@ -131,6 +131,8 @@ def submit(master: str, *arguments: str) -> dict[str, object]:
     )  # fmt: skip
 
 
+# four jobs with a start of Spark each: 208 s on a slow machine with nothing beside it
+@pytest.mark.timeout(600)
 def test_the_four_jobs_one_after_another(master: str, config_path: Path) -> None:
     config = load_config(config_path)
     entry = submit(master, "jobs/prepare.py", "--config", str(config_path))

@@ -264,6 +264,9 @@ def test_curve_after_a_restart_shows_the_later_steps(complete: tuple[Config, str
     losses = [(entry["step"], entry["loss"]) for entry in read_run(config).steps]
     assert losses == [(10, 5.0), (20, 3.5), (30, 3.25), (40, 3.0)]
     assert "Training loss by step, from 5 at step 10 to 3 at step 40." in text
+    assert "best 0.1900 at step 40" in text
+    # the log counts epochs from 0
+    assert "40 steps, the last in epoch 2, on 2 ranks" in text
 
 
 def test_curves_of_the_weights_that_valid_gives(complete: tuple[Config, str, Page]) -> None:
@@ -272,9 +275,6 @@ def test_curves_of_the_weights_that_valid_gives(complete: tuple[Config, str, Pag
     assert expected in text
     assert "deep: step 20, weight 1.2500" in text
     assert "Weights of the towers" in page.text
-    assert "best 0.1900 at step 40" in text
-    # the log counts epochs from 0
-    assert "40 steps, the last in epoch 2, on 2 ranks" in text
 
 
 def test_words_of_features_are_plain() -> None:

@@ -8,7 +8,9 @@ import shutil
 import signal
 import sys
 import threading
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -27,6 +29,9 @@ from distrec.spark_output import log_progress, on_terminal, start_quietly
 _GATEWAY = "PYSPARK_GATEWAY_PORT"
 
 _SECONDS_TO_CANCEL = 5
+# tasks of a job that failed are told to end, and do so when they look
+_SECONDS_TO_END = 30
+_SECONDS_BETWEEN_LOOKS = 0.05
 # what our SQL relies on, whoever started Spark: text of a time means UTC, and a cast that fails
 # gives null, which validation then rejects with a reason
 _SQL_SETTINGS = {
@@ -76,6 +81,32 @@ def session(config: Config, application: str) -> SparkSession:
     if not on_terminal():
         log_progress(started.sparkContext)
     return started
+
+
+@contextmanager
+def tasks_ended(spark: SparkSession) -> Iterator[None]:
+    """After an error, leave only once no task runs: one would write on into what is being removed.
+
+    Spark raises as soon as one task has failed for good, with the others still at work.
+
+    Args:
+        spark: A session in which nothing else runs.
+    """
+    try:
+        yield
+    except BaseException:
+        deadline = time.monotonic() + _SECONDS_TO_END
+        # whatever py4j raises when Spark is gone: its tasks are too
+        with suppress(Exception):
+            while _num_running(spark.sparkContext) and time.monotonic() < deadline:
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+        raise
+
+
+def _num_running(context: SparkContext) -> int:
+    """Tasks that an executor is at, those of failed jobs too."""
+    executors = context._jsc.sc().statusTracker().getExecutorInfos()
+    return sum(executor.numRunningTasks() for executor in executors)
 
 
 def _cancel_jobs_on_interrupt(context: SparkContext) -> None:

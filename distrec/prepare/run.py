@@ -30,6 +30,7 @@ from distrec.prepare.sources import Sources, read_sources
 from distrec.prepare.split import BY_TIME, KNOWN, WITHHELD, require_rows, split_events
 from distrec.prepare.validate import feature_columns
 from distrec.prepare.workspace import Workspace, concurrently, stage
+from distrec.spark import tasks_ended
 from distrec.user_key import key_digest
 
 logger = logging.getLogger("distrec.prepare")
@@ -95,7 +96,9 @@ def run(spark: SparkSession, config: Config) -> DatasetManifest:
     target = config.dataset_directory
     door = door_of(config.prepare)
     continuation = open_previous(config, door.key)
-    with _settings(spark), translated("the dataset"), staging(target) as root:
+    with (
+        _settings(spark), translated("the dataset"), staging(target) as root, tasks_ended(spark),
+    ):  # fmt: skip
         workspace = Workspace(spark, root)
         manifest = _prepare(config, workspace, door, continuation)
         with stage("commit"):

@@ -25,6 +25,7 @@ from distrec.scoring.model import ScoringModel, check_same_data, open_model
 from distrec.scoring.partition import ScoreTask
 from distrec.scoring.users import KEY, ListedUsers, Users, user_columns
 from distrec.scoring.write import ScoreManifest, num_partitions, write_scores
+from distrec.spark import tasks_ended
 from distrec.user_key import key_of_dataset
 
 logger = logging.getLogger("distrec.score")
@@ -88,7 +89,7 @@ class _Scoring:
             self.dataset,
             config.directory / "export",
         )
-        with staging(config.scores_directory) as root:
+        with staging(config.scores_directory) as root, tasks_ended(self.spark):
             work = root / _WORK
             work.mkdir()
             blocked = self._write_block_list(work)

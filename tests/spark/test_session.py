@@ -6,14 +6,25 @@ import os
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from py4j.protocol import Py4JJavaError
 from pyspark.sql import SparkSession
 
 from distrec.config import SparkConfig, parse_config
 from distrec.errors import LaunchError
-from distrec.spark import _require_java, _settings, is_local, local_cores, session
+from distrec.files import staging
+from distrec.spark import (
+    _require_java,
+    _settings,
+    is_local,
+    local_cores,
+    session,
+    tasks_ended,
+)
 
 
 def test_an_active_session_is_taken_as_it_is(spark: SparkSession) -> None:
@@ -129,3 +140,29 @@ def test_what_a_start_shows_an_interrupt_and_a_start_that_fails(tmp_path: Path) 
         r"'local\[many\]'\. Check the master",
         result.stdout,
     ), result.stdout
+
+
+def test_no_task_writes_on_after_another_has_failed(spark: SparkSession, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+
+    def work(index: int, _rows: Iterator[int]) -> Iterator[int]:
+        if index == 0:
+            while not begun.exists():
+                time.sleep(0.01)
+            raise ValueError("as a full disk")
+        # Hadoop makes the folders above a file too, and does not look whether its job lives
+        begun.touch()
+        for _ in range(1000):
+            (root / "late").mkdir(parents=True, exist_ok=True)
+            time.sleep(0.01)
+        yield 0
+
+    target = tmp_path / "out"
+    with (
+        pytest.raises(Py4JJavaError, match="as a full disk"),
+        staging(target) as root,
+        tasks_ended(spark),
+    ):
+        spark.sparkContext.parallelize([0, 1], 2).mapPartitionsWithIndex(work).count()
+    time.sleep(0.3)
+    assert list(tmp_path.iterdir()) == [begun]

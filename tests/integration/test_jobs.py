@@ -21,6 +21,7 @@ from distrec.checkpoint import find
 from distrec.config import load_config
 from distrec.dataset import read_manifest
 from tests.integration.raw import write_raw
+from tests.java import QUICK_JAVA
 
 ROOT = Path(__file__).parents[2]
 SPARK = Path(pyspark.__file__).parent
@@ -36,8 +37,7 @@ def environment(**extra: str) -> dict[str, str]:
         "PYSPARK_PYTHON": sys.executable,
         "SPARK_HOME": str(SPARK),
         "OMP_NUM_THREADS": "1",
-        # of every JVM: none lives long enough for the slow compiler to pay
-        "JAVA_TOOL_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+        "JAVA_TOOL_OPTIONS": QUICK_JAVA,
         "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
         **extra,
     }

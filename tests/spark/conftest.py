@@ -11,12 +11,13 @@ from pyspark.sql import SparkSession
 from distrec.config import parse_config
 from distrec.prepare.workspace import Workspace
 from distrec.spark import session
+from tests.java import QUICK_JAVA
 
 
 @pytest.fixture(scope="session")
 def spark() -> Iterator[SparkSession]:
-    """local[2], few partitions; the quick compiler, for no test runs long enough for the other."""
-    conf = {"spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1"}
+    """local[2], few partitions."""
+    conf = {"spark.driver.extraJavaOptions": QUICK_JAVA}
     settings = {
         "master": "local[2]", "driver_memory": "1g", "shuffle_partitions": 3, "conf": conf,
     }  # fmt: skip

@@ -9,7 +9,7 @@ the catalogue: its rows are runs of one count.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from distrec.columns import FIRST_INDEX, PADDING_INDEX
 from distrec.config import LossConfig
 from distrec.dataset import TrainRows
 from distrec.model import LABELLED, SAMPLED, ModelSpec, UnifiedModel, resolve_loss_kind
+from distrec.model.contrastive import draw_views, view_requests
 from distrec.model.losses import SCORES_PER_BLOCK
 from distrec.model.positions import window_targets
 from distrec.planner.dataset import Sample
@@ -54,6 +55,7 @@ class StepLookups:
         num_examples: Its part of the batch.
         num_targets: What it predicts of them: one each, or every event of windows.
         num_pairs: Pairs of events of one history that look at each other; 0 without that tower.
+        num_views: Histories encoded once more, for loss.contrastive.
     """
 
     tables: Mapping[str, TableLookups]
@@ -62,6 +64,7 @@ class StepLookups:
     num_examples: float
     num_targets: float
     num_pairs: float
+    num_views: float
 
 
 def step_lookups(
@@ -112,10 +115,24 @@ def step_lookups(
     num_logits = num_targets
     if kind not in LABELLED:
         num_logits = min(num_targets * num_candidates, SCORES_PER_BLOCK)
+    histories, num_views = [sample.batch.history], 0.0
+    if loss.contrastive and model.history_towers():
+        views = draw_views(sample.batch, model)
+        histories += [view.history for view in views]
+        num_views = share * len(views) * views[0].batch_size
+        # of the rows that the examples have, nearly all: they count as ids only
+        for request in view_requests(model, views).values():
+            ids = by_name[request.table].row_ids(request.ids.values)
+            num_ids = share * float((ids != PADDING_INDEX).sum())
+            one = found[request.table]
+            found[request.table] = replace(one, num_ids=one.num_ids + num_ids)
+    num_logits = max(num_logits, min((num_views / 2) ** 2, SCORES_PER_BLOCK))
     num_pairs = 0.0
     if "sequence" in model.tower_names:
-        num_pairs = share * float((sample.batch.history.lengths + 1).square().sum())
-    return StepLookups(found, num_candidates, num_logits, batch_rows, num_targets, num_pairs)
+        num_pairs = share * sum(float((one.lengths + 1).square().sum()) for one in histories)
+    return StepLookups(
+        found, num_candidates, num_logits, batch_rows, num_targets, num_pairs, num_views
+    )
 
 
 def _by_table(requests: Mapping[str, Request]) -> dict[str, list[Request]]:

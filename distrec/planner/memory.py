@@ -148,7 +148,8 @@ def step_buffers(
         # its key, its place and their sort
         total += table.num_ids * 4 * _INTEGER
     encoded = lookups.num_targets + lookups.num_candidates
-    total += encoded * model.activation_width * _FLOAT * _ACTIVATION_COPIES
+    layers = encoded + lookups.num_views
+    total += layers * model.activation_width * _FLOAT * _ACTIVATION_COPIES
     if trains_towers:
         total += encoded * model.vector_width * _FLOAT * _OWN_VECTOR_COPIES
     total += lookups.num_pairs * model.attention_width * _FLOAT

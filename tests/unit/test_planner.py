@@ -175,6 +175,25 @@ def test_towers_with_a_loss_of_their_own_hold_their_vectors(tmp_path: Path) -> N
     assert buffers[1.0] - buffers[0.0] == pytest.approx(own, abs=1)
 
 
+def test_histories_seen_twice_more_are_looked_up_and_encoded(tmp_path: Path) -> None:
+    found, buffers = {}, {}
+    for weight in (0.0, 1.0):
+        (tmp_path / str(weight)).mkdir()
+        sections = {
+            "model": {"towers": ["cf", "autoencoder"], "dropout": 0.2},
+            "loss": {"kind": "softmax", "contrastive": weight},
+            "train": {"global_batch_size": 1000},
+        }
+        sizer = Sizer(make_config(tmp_path / str(weight), sections, train_rows="windows"))
+        found[weight], buffers[weight] = sizer.lookups(1), sizer.memory(0, 1).buffers
+    # the longest history of each of 60 users, of 8 events
+    assert (found[0.0].num_views, found[1.0].num_views) == (0, 2 * 60)
+    more = found[1.0].tables["item_history"].num_ids - found[0.0].tables["item_history"].num_ids
+    assert more == 2 * 60 * 8
+    layers = 120 * sizer.model.activation_width * 4 * 3
+    assert buffers[1.0] - buffers[0.0] == pytest.approx(layers + more * 4 * 8, abs=1)
+
+
 def test_the_fewest_ranks_are_the_fewest(tmp_path: Path) -> None:
     config = make_config(tmp_path, {"model": {"embedding_dim": 512}})
     sizer = Sizer(config)

@@ -20,7 +20,7 @@ from distrec import pipeline
 from distrec.checkpoint import load_model
 from distrec.columns import TRAIN
 from distrec.config import Config, load_config
-from distrec.config.training import BIAS
+from distrec.config.model import BIAS
 from distrec.dataset import read_manifest
 from distrec.evaluate import MODEL
 from distrec.job import configure_logging

@@ -12,6 +12,7 @@ from distrec.config.data import (
     SplitConfig,
     TableConfig,
 )
+from distrec.config.model import LossConfig, ModelConfig, NegativesSource
 from distrec.config.privacy import PrivacyConfig
 from distrec.config.reading import dump_config, load_config, parse_config, section_of
 from distrec.config.section import Section
@@ -24,9 +25,6 @@ from distrec.config.serving import (
 )
 from distrec.config.training import (
     CompressionConfig,
-    LossConfig,
-    ModelConfig,
-    NegativesSource,
     ReaderConfig,
     ShardingConfig,
     TrainConfig,

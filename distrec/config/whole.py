@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from distrec.columns import LABEL
 from distrec.config.data import PrepareConfig
+from distrec.config.model import LossConfig, ModelConfig
 from distrec.config.privacy import PrivacyConfig, check_private
 from distrec.config.section import Section
 from distrec.config.serving import (
@@ -21,13 +22,7 @@ from distrec.config.serving import (
     SparkConfig,
 )
 from distrec.config.store_url import checked_url
-from distrec.config.training import (
-    LossConfig,
-    ModelConfig,
-    ReaderConfig,
-    ShardingConfig,
-    TrainConfig,
-)
+from distrec.config.training import ReaderConfig, ShardingConfig, TrainConfig
 from distrec.config.tuning import TuneConfig
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 from distrec.batch import Batch, ItemBatch
 from distrec.columns import ITEM_ID, LABEL, USER_ID
 from distrec.config import ModelConfig
-from distrec.config.training import BIAS
+from distrec.config.model import BIAS
 from distrec.errors import ConfigError
 from distrec.model.adapters import freeze
 from distrec.model.autoencoder import VariationalTower

@@ -177,26 +177,16 @@ def find_items(
     trained = vocabulary.frame.select(
         F.col(c.VALUE).alias(c.ID), F.col(c.ID).alias(c.ITEM_INDEX), F.col(c.COUNT)
     )
-    in_train = counts.filter(F.col(c.COUNT) > 0)
-    known = in_train.select(F.col(c.VALUE).alias(c.ID))
+    known = counts.filter(F.col(c.COUNT) > 0).select(F.col(c.VALUE).alias(c.ID))
     if table is not None:
         listed = table.select(c.ID)
         if dropped is not None:
             listed = listed.join(dropped, F.col(c.ID) == F.col(c.ITEM_ID), "left_anti")
         known = known.unionByName(listed).distinct()
-    cold = known.join(trained, c.ID, "left_anti")
-    cold = workspace.materialize(cold, "cold")
+    cold = workspace.materialize(known.join(trained, c.ID, "left_anti"), "cold")
     num_cold = cold.count()
-    # ids often tell age or popularity, and what scores alike is listed by index
-    by_lot = [F.xxhash64(c.ID), F.asc(c.ID)]
-    ranked = with_rank(cold, by_lot, "__rank", num_cold, workspace)
-    cold_counts = ranked.join(counts.withColumnRenamed(c.VALUE, c.ID), c.ID, "left")
     numbered = trained.unionByName(
-        cold_counts.select(
-            c.ID,
-            (F.col("__rank") + vocabulary.num_embeddings).alias(c.ITEM_INDEX),
-            F.coalesce(c.COUNT, F.lit(0)).cast("long").alias(c.COUNT),
-        )
+        _by_lot(cold, num_cold, counts, vocabulary.num_embeddings, workspace)
     )
     if vocabulary.growth is not None:
         numbered = numbered.unionByName(
@@ -209,8 +199,7 @@ def find_items(
     if continuation.tracks_time:
         times = counts.select(F.col(c.VALUE).alias(c.ID), c.LAST_TIME)
         numbered = numbered.join(times, c.ID, "left")
-    numbered = _with_recent(numbered, events, recent)
-    described = _described(numbered, table, raw)
+    described = _described(_with_recent(numbered, events, recent), table, raw)
     frame = described.select(
         F.col(c.ID).alias(c.ITEM_ID),
         c.ITEM_INDEX,
@@ -223,3 +212,20 @@ def find_items(
     frame = workspace.materialize(frame, "items")
     num_indexes = vocabulary.num_embeddings - c.FIRST_INDEX
     return Entities(vocabulary, frame, num_indexes + num_cold)
+
+
+def _by_lot(
+    cold: DataFrame, num_cold: int, counts: DataFrame, first_index: int, workspace: Workspace
+) -> DataFrame:
+    """Indexes, from `first_index` on, and train counts of the items without a row of their own.
+
+    In an order that says nothing: ids often tell age or popularity, and what scores alike is listed
+    by index.
+    """
+    order = [F.xxhash64(c.ID), F.asc(c.ID)]
+    ranked = with_rank(cold, order, "__rank", num_cold, workspace)
+    return ranked.join(counts.withColumnRenamed(c.VALUE, c.ID), c.ID, "left").select(
+        c.ID,
+        (F.col("__rank") + first_index).alias(c.ITEM_INDEX),
+        F.coalesce(c.COUNT, F.lit(0)).cast("long").alias(c.COUNT),
+    )

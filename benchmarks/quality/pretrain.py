@@ -5,9 +5,9 @@
 DATA_FOLDER has ml-1m/ratings.dat.gz, movies.dat and users.dat. Pre-training learns who rated what,
 all ratings alike, by softmax. Fine-tuning learns which ratings are above 3, from so many per cent
 of the labels of train; the other events are in the histories alone, from scratch as well. With all
-labels, also with towers and items' biases frozen but for low-rank adapters, and without the head of
-pairs, so that a few per cent of the numbers are trained. The model is conf/clicks.toml's. AUC
-on test; the epochs are chosen on valid. The last line is one line of JSON.
+labels, also with towers and items' biases frozen but for low-rank adapters, and with a head of
+pairs of few numbers, so that a few per cent are trained. The model is conf/clicks.toml's. AUC on
+test; the epochs are chosen on valid. The last line is one line of JSON.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from distrec.config import Config, load_config
 from distrec.evaluate import MODEL
 from distrec.variants import link_dataset
 
-ADAPTER_RANK = 4
+ADAPTED = (
+    'model.frozen=["cf", "autoencoder", "deep", "bias"]', "model.adapter_rank=2",
+    "model.pair_crosses=1", "model.pair_cross_rank=8", "model.pair_hidden=[32]",
+)  # fmt: skip
 TOWERS = '["cf", "autoencoder", "deep"]'
 BARS = {
     "gain with 1 %": common.at_least(0.0),
@@ -85,11 +88,7 @@ def main() -> None:
         figures[f"scratch, {share}"], figures[f"fine-tuned, {share}"] = scratch, tuned
         figures[f"gain with {share}"] = round(tuned - scratch, 4)
         print(f"{share:>6} of labels: scratch {scratch:.4f}, fine-tuned {tuned:.4f}", flush=True)
-    frozen = (
-        'model.frozen=["cf", "autoencoder", "deep", "bias"]', "model.pair_crosses=0",
-        f"model.adapter_rank={ADAPTER_RANK}",
-    )  # fmt: skip
-    adapted = run(LABELLED[-1], output / "adapted", given, (*warm, *frozen), from_scratch)
+    adapted = run(LABELLED[-1], output / "adapted", given, (*warm, *ADAPTED), from_scratch)
     counted = json.loads((adapted.directory / "logs" / "plan.json").read_text())["parameters"]
     figures["adapters, 100 %"] = auc(adapted)
     trained = counted["dense_trained"] + counted["tables_trained"]

@@ -20,10 +20,21 @@ _PREFIXES = ("first_view.", "second_view.")
 def draw_views(
     batch: Batch, model: UnifiedModel, similar: Tensor | None = None
 ) -> tuple[Batch, Batch]:
-    """Two changed copies of the longest history of each user of the batch that has one.
+    """Two changed copies of `longest_histories`; without model.augment they differ by dropout.
 
-    One a user, so that nobody is held to be unlike himself. Without model.augment they differ by
-    what the towers drop out. `similar` is as `augment` has it.
+    `similar` is as `augment` has it.
+    """
+    chosen, config = longest_histories(batch), model.config
+    first, second = (
+        augment(chosen, config.augment, config.augment_rate, similar=similar)[1] for _ in _PREFIXES
+    )
+    return first, second
+
+
+def longest_histories(batch: Batch) -> Batch:
+    """Of each user of the batch that has a history the longest.
+
+    One a user, so that nobody is held to be unlike himself.
     """
     history = batch.history.lengths
     # by user and within each by length, the longest last
@@ -32,12 +43,7 @@ def draw_views(
     users = batch.user_index[order]
     is_last = torch.ones_like(users, dtype=torch.bool)
     is_last[:-1] = users[1:] != users[:-1]
-    chosen = batch.select(order[is_last & (history[order] > 0)])
-    config = model.config
-    first, second = (
-        augment(chosen, config.augment, config.augment_rate, similar=similar)[1] for _ in _PREFIXES
-    )
-    return first, second
+    return batch.select(order[is_last & (history[order] > 0)])
 
 
 def view_requests(model: UnifiedModel, views: tuple[Batch, Batch]) -> dict[str, Request]:

@@ -13,7 +13,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 SCORES_PER_BLOCK = 1 << 21
-"""Scores of users and items held at once, 8 MiB."""
+"""Scores of users and items held at once, 8 MiB, but for a large catalogue."""
+_FEWEST_ROWS = 64
+# numbers of a vector register of AVX2; tensor cores of GPUs want as many
+_WIDTH_MULTIPLE = 8
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,22 @@ def softmax_loss_sum(
         float32 scalar.
     """
     total: Tensor = _SoftmaxLossSum.apply(
-        users, items, positives, weights, label_smoothing, left_out
+        _aligned(users), _aligned(items), positives, weights, label_smoothing, left_out
     )
     return total
+
+
+def block_rows(num_columns: int) -> int:
+    """Users whose scores are held at once.
+
+    Not too few of them, as what each block adds to the gradients of all items is read and written.
+    """
+    return max(SCORES_PER_BLOCK // max(num_columns, 1), _FEWEST_ROWS)
+
+
+def _aligned(vectors: Tensor) -> Tensor:
+    """The same with zeros up to a width at which their products take two thirds of the time."""
+    return functional.pad(vectors, (0, -vectors.shape[1] % _WIDTH_MULTIPLE))
 
 
 class _SoftmaxLossSum(torch.autograd.Function):
@@ -96,7 +112,7 @@ class _SoftmaxLossSum(torch.autograd.Function):
         user_gradients = torch.empty_like(users)
         item_gradients = torch.zeros_like(items)
         with_gradients = any(ctx.needs_input_grad)
-        rows = max(1, SCORES_PER_BLOCK // max(len(items), 1))
+        rows = block_rows(len(items))
         for start in range(0, len(users), rows):
             part = slice(start, start + rows)
             block, positive = users[part], positives[part].unsqueeze(1)
@@ -164,7 +180,8 @@ def sampled_loss_sum(
             is_none |= left_out.mask(part, len(negatives))
         return (weights[part] * loss((block * wanted).sum(dim=1), block @ others.T, is_none)).sum()
 
-    rows = max(1, SCORES_PER_BLOCK // max(len(negatives), 1))
+    rows = block_rows(len(negatives))
+    users, items = _aligned(users), _aligned(items)
     total: Tensor = _SumOfBlocks.apply(block_loss, rows, users, items[positives], items[negatives])
     return total
 

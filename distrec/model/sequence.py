@@ -132,13 +132,13 @@ class PointwiseBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, events: Tensor, bias: Tensor, padding: Padding) -> Tensor:
-        """As `SoftmaxBlock.forward`."""
+        """As `SoftmaxBlock.forward`, but bias is finite; what is later is not seen anyway."""
         projected = functional.silu(self.projections(self.norm(events)))
         gate, *parts = projected.chunk(4, dim=1)
         queries, keys, values = (padding.heads(part, self.num_heads) for part in parts)
-        # silu of minus infinity is not a number, and causal weights are zero
-        weights = functional.silu(queries @ keys.mT + bias.tril()).tril() / self.length
-        seen = self.output_norm(padding.without(weights @ values))
+        weights = functional.silu(queries @ keys.mT + bias).tril()
+        # divided afterwards: there are fewer sums than weights
+        seen = self.output_norm(padding.without(weights @ values) / self.length)
         added: Tensor = self.dropout(self.output(seen * gate))
         return events + added
 
@@ -195,9 +195,10 @@ class SequenceTower(ItemRowTower):
         self.kinds = nn.Parameter(torch.zeros(num_kinds, width)) if spec.event_types else None
         self.bias = HistoryBias(spec.history_length, heads)
         self.dropout = nn.Dropout(config.dropout)
+        self.is_softmax = config.sequence_attention == "softmax"
         blocks: list[nn.Module] = [
             SoftmaxBlock(width, heads, config.dropout)
-            if config.sequence_attention == "softmax"
+            if self.is_softmax
             else PointwiseBlock(width, heads, config.dropout, spec.history_length + 1)
             for _ in range(config.sequence_layers)
         ]
@@ -276,8 +277,10 @@ class SequenceTower(ItemRowTower):
         following = torch.zeros_like(times).flatten()
         following[places[len(part) :] - 1] = event_times
         following[starts + events.lengths] = batch.time[part]
-        future = torch.ones(stride, stride, dtype=torch.bool, device=device).triu(1)
-        bias = self.bias(times, following.view_as(times)).masked_fill(future, -torch.inf)
+        bias = self.bias(times, following.view_as(times))
+        if self.is_softmax:
+            future = torch.ones(stride, stride, dtype=torch.bool, device=device).triu(1)
+            bias = bias.masked_fill(future, -torch.inf)
         # rows are small: brought to the size of what the blocks add
         states = torch.cat([self.start.expand(len(part), -1), rows[events.values]])
         states = states * self.width**0.5

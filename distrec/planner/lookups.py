@@ -8,6 +8,7 @@ the catalogue: its rows are runs of one count.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -19,8 +20,8 @@ from distrec.columns import FIRST_INDEX, PADDING_INDEX
 from distrec.config import LossConfig
 from distrec.dataset import TrainRows
 from distrec.model import LABELLED, SAMPLED, ModelSpec, UnifiedModel, resolve_loss_kind
-from distrec.model.contrastive import draw_views, view_requests
-from distrec.model.losses import SCORES_PER_BLOCK
+from distrec.model.contrastive import longest_histories, view_requests
+from distrec.model.losses import block_rows
 from distrec.model.positions import window_targets
 from distrec.planner.dataset import Sample
 from distrec.sharding.lookup import Request
@@ -114,19 +115,20 @@ def step_lookups(
     num_targets = batch_rows if positions is None else share * len(positions.example)
     num_logits = num_targets
     if kind not in LABELLED:
-        num_logits = min(num_targets * num_candidates, SCORES_PER_BLOCK)
+        num_logits = min(num_targets, block_rows(math.ceil(num_candidates))) * num_candidates
     histories, num_views = [sample.batch.history], 0.0
     if loss.contrastive and model.history_towers():
-        views = draw_views(sample.batch, model)
-        histories += [view.history for view in views]
-        num_views = share * len(views) * views[0].batch_size
+        view = longest_histories(sample.batch)
+        histories += [view.history] * 2
+        num_views = share * 2 * view.batch_size
         # of the rows that the examples have, nearly all: they count as ids only
-        for request in view_requests(model, views).values():
+        for request in view_requests(model, (view, view)).values():
             ids = by_name[request.table].row_ids(request.ids.values)
             num_ids = share * float((ids != PADDING_INDEX).sum())
             one = found[request.table]
             found[request.table] = replace(one, num_ids=one.num_ids + num_ids)
-    num_logits = max(num_logits, min((num_views / 2) ** 2, SCORES_PER_BLOCK))
+    num_users = num_views / 2
+    num_logits = max(num_logits, min(num_users, block_rows(math.ceil(num_users))) * num_users)
     num_pairs = 0.0
     if "sequence" in model.tower_names:
         num_pairs = share * sum(float((one.lengths + 1).square().sum()) for one in histories)

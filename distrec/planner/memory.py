@@ -150,6 +150,8 @@ def step_buffers(
     encoded = lookups.num_targets + lookups.num_candidates
     layers = encoded + lookups.num_views
     total += layers * model.activation_width * _FLOAT * _ACTIVATION_COPIES
+    # brought to a width that multiplies faster, for one loss at a time
+    total += encoded * model.vector_width * _FLOAT
     if trains_towers:
         total += encoded * model.vector_width * _FLOAT * _OWN_VECTOR_COPIES
     total += lookups.num_pairs * model.attention_width * _FLOAT

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from distrec import pulse
 from distrec.batch import Jagged, QueryBatch
-from distrec.metrics.evaluation import ModelScorer, rows_per_block
+from distrec.metrics.evaluation import ModelScorer
 from distrec.metrics.ranking import catalogue_positions, slice_bags, without_seen
 from distrec.model import UnifiedModel
 from distrec.sharding.collectives import Collectives
@@ -28,6 +28,8 @@ from distrec.sharding.collectives import Collectives
 # scores of all chosen queries; but so many queries in any case, enough for a handful of numbers
 _MOST_SCORES = 1 << 25
 _LEAST_QUERIES = 512
+# of all parts at once, 8 MiB: memory that is mapped anew for each block costs as much as the sums
+_SCORES_PER_BLOCK = 1 << 21
 _MOST_STEPS = 30
 _TOLERANCE = 1e-3
 # as so many queries would that are sure of a weight of 1, where a score's part has a variance of 1
@@ -125,13 +127,13 @@ def fit_tower_weights(
 def _sums(
     model: UnifiedModel, part: HeldOut, items: Tensor, is_free: Tensor, weights: Tensor
 ) -> _Sums:
-    width, rows = len(weights), rows_per_block(len(items) * len(weights))
+    width = len(weights)
+    rows = max(1, _SCORES_PER_BLOCK // max(1, len(items) * width))
     total = _Sums.of_nothing(width)
     for start in range(0, len(part.users), rows):
         pulse.beat()
         stop = min(start + rows, len(part.users))
-        # summed in float64: ranks cut the queries into other blocks, and weights are to be the same
-        parts = model.part_scores(part.users[start:stop], items).double()  # (P, B, M)
+        parts = model.part_scores(part.users[start:stop], items)  # (P, B, M)
         targets = slice_bags(part.targets, start, stop)
         seen = None if part.seen is None else slice_bags(part.seen, start, stop)
         scores = torch.einsum("p,pbm->bm", weights.to(parts), parts)
@@ -146,11 +148,16 @@ def _sums(
         is_asked = ~chances.isneginf()
         share = (wanted[place] - chances[place[0]]).exp()
         shares = log_shares.exp() * is_asked.unsqueeze(1)
-        mean = torch.einsum("bm,pbm->pb", shares, parts)
-        total.value += chances[is_asked].sum().cpu()
-        total.gradient += ((parts[:, *place] * share).sum(1) - mean.sum(1)).cpu()
-        spread = torch.einsum("pbm,qbm->pq", parts * shares, parts) - mean @ mean.T
-        total.curvature += spread.cpu()
+        by_user = parts.transpose(0, 1)
+        weighed = by_user * shares.unsqueeze(1)
+        # of each user by itself, then in float64: ranks cut the queries into other blocks, and
+        # weights are to be the same
+        mean = weighed.sum(2).double()
+        square = (weighed @ by_user.mT).double()
+        total.value += chances[is_asked].double().sum().cpu()
+        found = (parts[:, *place] * share).double().sum(1)
+        total.gradient += (found - mean.sum(0)).cpu()
+        total.curvature += (square.sum(0) - mean.T @ mean).cpu()
     return total
 
 

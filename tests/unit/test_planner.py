@@ -180,7 +180,8 @@ def test_histories_seen_twice_more_are_looked_up_and_encoded(tmp_path: Path) -> 
     for weight in (0.0, 1.0):
         (tmp_path / str(weight)).mkdir()
         sections = {
-            "model": {"towers": ["cf", "autoencoder"], "dropout": 0.2},
+            # there is nothing yet that may stand in for an item
+            "model": {"towers": ["cf", "autoencoder"], "augment": ["crop", "substitute"]},
             "loss": {"kind": "softmax", "contrastive": weight},
             "train": {"global_batch_size": 1000},
         }

@@ -80,7 +80,7 @@ def test_no_other_weights_make_the_targets_likelier(
     beats = []
     monkeypatch.setattr(tower_weights.pulse, "beat", lambda: beats.append(1))
     # a block of 5 users
-    monkeypatch.setattr(tower_weights, "rows_per_block", lambda columns: 5)
+    monkeypatch.setattr(tower_weights, "_SCORES_PER_BLOCK", 5 * 12 * len(USUAL))
     model, held_out, items = draw(num_users=203, seed=1)
     if not masks:
         held_out = dataclasses.replace(held_out, seen=None)

@@ -38,17 +38,22 @@ class LeftOut:
         """B + 1 sums of lengths, at once: a block that asked a GPU for its own would wait."""
         return [0, *self.lengths.cumsum(0).tolist()]
 
-    def mask(self, part: slice, width: int) -> Tensor:
-        """What is left out of a block of b users: bool, (b, width), of items 0 to width - 1."""
+    def pairs(self, part: slice) -> tuple[Tensor, Tensor]:
+        """Rows and columns, -1 among them, of what is left out of a block of users: int64, (n,)."""
         lengths, device = self.lengths[part], self.lengths.device
         size = self._bounds[part.start + len(lengths)] - self._bounds[part.start]
         rows = torch.repeat_interleave(
             torch.arange(len(lengths), device=device), lengths, output_size=size
         )
         shift = self.starts[part] - lengths.cumsum(0) + lengths
-        columns = self.columns[torch.arange(size, device=device) + shift[rows]]
+        return rows, self.columns[torch.arange(size, device=device) + shift[rows]]
+
+    def mask(self, part: slice, width: int) -> Tensor:
+        """What is left out of a block of b users: bool, (b, width), of items 0 to width - 1."""
+        rows, columns = self.pairs(part)
+        num_users = len(self.lengths[part])
         # what is no item falls into the last column
-        mask = torch.zeros(len(lengths), width + 1, dtype=torch.bool, device=device)
+        mask = torch.zeros(num_users, width + 1, dtype=torch.bool, device=rows.device)
         mask[rows, torch.where(columns < 0, width, columns)] = True
         return mask[:, :width]
 
@@ -118,8 +123,12 @@ class _SoftmaxLossSum(torch.autograd.Function):
             block, positive = users[part], positives[part].unsqueeze(1)
             scores = block @ items.T
             if left_out is not None:
-                is_left_out = left_out.mask(part, len(items)).scatter_(1, positive, False)
-                scores.masked_fill_(is_left_out, -torch.inf)
+                wanted = scores.gather(1, positive)
+                row, column = left_out.pairs(part)
+                # what is no item falls on the positive, which stays
+                column = torch.where(column < 0, positive[row, 0], column)
+                scores[row, column] = -torch.inf
+                scores.scatter_(1, positive, wanted)
             scores -= scores.amax(dim=1, keepdim=True)
             wanted = (1.0 - label_smoothing) * scores.gather(1, positive)
             if label_smoothing:

@@ -35,10 +35,8 @@ DIRECTORY = "ablation"
 ALL = "all"
 MODEL = "distrec"
 _RESAMPLES = 1000
-# where a tower that lives on features is to show
-_SLICES = ("cold_users", "cold_items")
-# only where prepare.split.new_items_share or the catalogue makes some
-_NEW = "new_items"
+# where a tower that lives on features is to show; those that nobody is in are left out
+_SLICES = ("cold_users", "cold_items", "new_items")
 _FALLBACK = "ndcg@10"
 
 logger = logging.getLogger("distrec.ablate")
@@ -154,16 +152,18 @@ def summarize(
         train_metric: What training goes by: shown beside it where it is one of labels.
 
     Returns:
-        metric, seeds, columns (split, slice, metric) and rows: name, towers (none for a baseline)
-        and a cell a column, with mean, spread (standard deviation over seeds, None of one) and
-        difference to all towers (mean, low, high; None for all towers themselves, for baselines
-        and for metrics of labels). The interval is that of compare, over users, of what each has
-        on average over the seeds.
+        metric, seeds, columns (split, slice, metric, and num_users of a slice) and rows: name,
+        towers (none for a baseline) and a cell a column, with mean, spread (standard deviation
+        over seeds, None of one) and difference to all towers (mean, low, high; None for all towers
+        themselves, for baselines and for metrics of labels). The interval is that of compare, over
+        users, of what each has on average over the seeds.
     """
     first = runs[ALL, seeds[0]].document["splits"]
     columns = [(split, "all", metric) for split in (VALID, TEST) if split in first]
-    has_new = bool(first[TEST]["models"][MODEL]["slices"][_NEW]["num_queries"])
-    columns += [(TEST, group, metric) for group in (*_SLICES, *([_NEW] if has_new else []))]
+    sizes = {
+        group: part["num_queries"] for group, part in first[TEST]["models"][MODEL]["slices"].items()
+    }
+    columns += [(TEST, group, metric) for group in _SLICES if sizes[group]]
     if train_metric != metric:
         columns += [(split, "all", train_metric) for split in (VALID, TEST) if split in first]
     rows: list[dict[str, Any]] = [
@@ -191,7 +191,9 @@ def summarize(
         "metric": metric,
         "seeds": list(seeds),
         "columns": [
-            {"split": split, "slice": group, "metric": name} for split, group, name in columns
+            {"split": split, "slice": group, "metric": name}
+            | ({"num_users": sizes[group]} if group in sizes else {})
+            for split, group, name in columns
         ],
         "rows": rows,
     }
@@ -236,7 +238,11 @@ def as_markdown(table: Mapping[str, Any]) -> str:
     """The table for people."""
     heads = [
         f"{column['metric']} {column['split']}"
-        + ("" if column["slice"] == "all" else f", {column['slice'].replace('_', ' ')}")
+        + (
+            f", {column['slice'].replace('_', ' ')} ({column['num_users']:,} users)"
+            if "num_users" in column
+            else ""
+        )
         for column in table["columns"]
     ]
     seeds = ", ".join(map(str, table["seeds"]))

@@ -4,14 +4,7 @@ Each section is a frozen class; the text under a key is its documentation, from 
 ``docs/configuration.md`` is generated. A key that is left out has the default given here.
 """
 
-from distrec.config.data import (
-    EventsConfig,
-    FeatureConfig,
-    PrepareConfig,
-    Source,
-    SplitConfig,
-    TableConfig,
-)
+from distrec.config.data import PrepareConfig, SplitConfig
 from distrec.config.model import LossConfig, ModelConfig, NegativesSource
 from distrec.config.privacy import PrivacyConfig
 from distrec.config.reading import dump_config, load_config, parse_config, section_of
@@ -23,6 +16,7 @@ from distrec.config.serving import (
     ScoreConfig,
     SparkConfig,
 )
+from distrec.config.sources import EventsConfig, FeatureConfig, Source, TableConfig
 from distrec.config.training import (
     CompressionConfig,
     ReaderConfig,

@@ -29,7 +29,7 @@ class RanksFailedError(AssertionError):
 
 
 def run_ranks(
-    num_ranks: int, target: str, arguments: dict[str, Any], directory: Path, timeout: float = 120
+    num_ranks: int, target: str, arguments: dict[str, Any], directory: Path, timeout: float = 240
 ) -> list[Any]:
     """Call a function on every rank of a real horovodrun, one rank included.
 

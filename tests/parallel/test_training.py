@@ -26,6 +26,9 @@ from distrec.world import World
 from tests.parallel.harness import run_ranks
 from tests.training import losses, make_config
 
+# what all tests share is made with the first: it takes minutes on a slow machine
+pytestmark = pytest.mark.timeout(600)
+
 NUM_STEPS = 50
 # the last computes with rows of one update ago
 KINDS = ("softmax", "sampled_softmax", "stale")

@@ -22,6 +22,9 @@ from distrec.prepare.extend import Continuation, OldVocabulary, open_previous
 from distrec.prepare.vocabulary import fit_vocabulary, vocabulary_hash
 from distrec.prepare.workspace import Workspace
 
+# what all tests share is made with the first: it takes minutes on a slow machine
+pytestmark = pytest.mark.timeout(600)
+
 DAY = 86_400
 # user, item, day, split. An item needs two train events; values unseen for ten days have no id.
 EVENTS = (

@@ -12,6 +12,7 @@ from distrec.clean import find_leftovers, remove
 from distrec.cli import app
 from distrec.errors import ConfigError
 from distrec.trainer.watchdog import Watchdog
+from tests.unit.test_status import look_after
 
 TOKEN = "0123456789ab"
 KEPT = (
@@ -64,6 +65,6 @@ def test_links_and_running_jobs_are_left_alone(
     assert find_leftovers(tmp_path, 0) == []
     watchdog = Watchdog(0, 60, tmp_path / "logs", lambda message, waits: None)
     watchdog._write_heartbeat()
-    monkeypatch.setattr("time.sleep", lambda seconds: watchdog._write_heartbeat())
+    look_after(monkeypatch, watchdog._write_heartbeat)
     with pytest.raises(ConfigError, match="whose ranks are running"):
         find_leftovers(tmp_path, 0)

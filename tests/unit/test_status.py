@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +28,15 @@ def test_the_slow_rank_is_the_one_that_waits_least() -> None:
     assert slowest({**beats, 1: beat(0.2, 0.1)}) == (1, "compute")
     assert slowest({0: beat(0.2, 0.1)}) is None
     assert slowest({0: {}, 1: beat(0.2, 0.1)}) is None
+
+
+def look_after(monkeypatch: pytest.MonkeyPatch, function: Callable[[], object]) -> None:
+    """Call it in place of waiting between two looks.
+
+    `time` is replaced in that module alone: another thread that sleeps is none of its business.
+    """
+    sleeping = SimpleNamespace(sleep=lambda seconds: function())
+    monkeypatch.setattr("distrec.status.time", sleeping)
 
 
 def text(directory: Path) -> str:
@@ -55,7 +66,7 @@ def test_a_run_that_moves_and_one_that_does_not(
     watchdog = Watchdog(0, 60, logs, lambda message, waits: None)
     watchdog.beat("step 31")
     watchdog._write_heartbeat()
-    monkeypatch.setattr("time.sleep", lambda seconds: watchdog._write_heartbeat())
+    look_after(monkeypatch, watchdog._write_heartbeat)
     shown = text(tmp_path)
     assert "prepare: done, 12 s" in shown
     assert "step 30 of 60, epoch 2, loss 0.5000" in shown
@@ -64,7 +75,7 @@ def test_a_run_that_moves_and_one_that_does_not(
     assert "long ago" not in shown
     assert "step 31 (" in shown
     assert "runs" in shown
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    look_after(monkeypatch, lambda: None)
     still = text(tmp_path)
     assert "no rank is running" in still
     assert "last job: prepare, exit code 0" in still

@@ -154,7 +154,7 @@ class PrepareConfig(Section):
     """Upper bound of rows a file when num_files is 0."""
 
     @model_validator(mode="after")
-    def _possible(self) -> PrepareConfig:
+    def _columns_are_named(self) -> PrepareConfig:
         events, split = self.events, self.split
         if self.user_key_file is not None and not self.hash_users:
             raise ValueError(
@@ -205,6 +205,11 @@ class PrepareConfig(Section):
                 f"event_types names each kind once. Received: {list(self.event_types)}. Remove the "
                 "others"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _windows_are_possible(self) -> PrepareConfig:
+        events = self.events
         if self.train_rows == "windows":
             others = {
                 "events.time missing": events.time is None,
@@ -220,6 +225,11 @@ class PrepareConfig(Section):
                     'train_rows = "windows" is for positive events in order of time. Received: '
                     f'{", ".join(wrong)}. Use train_rows = "events"'
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _split_is_possible(self) -> PrepareConfig:
+        events, split = self.events, self.split
         if split.method in ("leave_one_out", "temporal") and events.time is None:
             raise ValueError(
                 f"split.method = {split.method!r} needs events.time. Received: no time column. "
@@ -235,6 +245,10 @@ class PrepareConfig(Section):
                 f'events.split is for split.method = "given". Received: events.split = '
                 f"{events.split!r} with method = {split.method!r}. Remove it, or change method"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_plain(self) -> PrepareConfig:
         refuse_passwords(self.model_dump_json())
         for side, features in self.features_by_side():
             # Spark does not tell capitals from small letters

@@ -123,12 +123,12 @@ class _SoftmaxLossSum(torch.autograd.Function):
             block, positive = users[part], positives[part].unsqueeze(1)
             scores = block @ items.T
             if left_out is not None:
-                wanted = scores.gather(1, positive)
+                kept = scores.gather(1, positive)
                 row, column = left_out.pairs(part)
                 # what is no item falls on the positive, which stays
                 column = torch.where(column < 0, positive[row, 0], column)
                 scores[row, column] = -torch.inf
-                scores.scatter_(1, positive, wanted)
+                scores.scatter_(1, positive, kept)
             scores -= scores.amax(dim=1, keepdim=True)
             wanted = (1.0 - label_smoothing) * scores.gather(1, positive)
             if label_smoothing:

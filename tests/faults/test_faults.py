@@ -34,7 +34,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "model": {"dropout": 0.1, "id_dropout": 0.1},
     "train": {"checkpoint_every_steps": 3, "keep_checkpoints": 100},
     "launch": {
-        "device": "cpu", "num_ranks": 2, "timeout_seconds": 15, "restart_backoff_seconds": 0.1,
+        "device": "cpu", "num_ranks": 2, "timeout_seconds": 30, "restart_backoff_seconds": 0.1,
         "grace_seconds": 60,
     },
 }  # fmt: skip

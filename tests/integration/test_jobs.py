@@ -50,7 +50,7 @@ def free_port() -> int:
 
 
 def wait_for(log: Path, text: str, count: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while log.read_text(errors="replace").count(text) < count:
         assert time.monotonic() < deadline, log.read_text(errors="replace")[-3000:]
         time.sleep(0.2)

@@ -98,7 +98,7 @@ def wait_for_ssh(folder: Path) -> None:
         "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
         ADDRESSES[second], "true",
     ]  # fmt: skip
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         result = run(*command, check=False)
         if result.returncode == 0:
@@ -119,7 +119,7 @@ def train(config: Config, path: Path, *prefix: str) -> subprocess.CompletedProce
         [*prefix, sys.executable, "-c", code, "train", str(path)],
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=240,
         cwd=ROOT,
     )
 

@@ -22,6 +22,7 @@ from distrec.errors import ConfigError, DataError
 from distrec.model.adversarial import perturbed_rows
 from distrec.model.augmentation import augment
 from distrec.model.contrastive import contrastive_loss, draw_views, view_requests
+from distrec.model.l2 import SquaredNorms
 from distrec.model.loss_kind import LABELLED, resolve_loss_kind
 from distrec.model.losses import (
     LeftOut,
@@ -123,6 +124,7 @@ class Objective:
                 "loss.exclude_seen is for losses over the catalogue. Received: exclude_seen = "
                 f"true with {self.kind}. Set it to false."
             )
+        self._norms = SquaredNorms(model, config)
         self._trains_towers = config.towers > 0 and len(model.tower_names) > 1
         self.device = model.global_bias.device
         self.collectives = collectives or OneProcess(self.device)
@@ -167,7 +169,9 @@ class Objective:
         requests = self.model.user_requests(inputs.batch, inputs.targets.positions)
         if inputs.views is not None:
             requests |= view_requests(self.model, inputs.views)
-        return {**requests, **self.model.item_requests(items)}
+        requests |= self.model.item_requests(items)
+        self._norms.note(requests)
+        return requests
 
     def loss_sum(
         self, batch: Batch, rows: Mapping[str, Tensor], global_step: int
@@ -189,7 +193,7 @@ class Objective:
         moves_rows = self.config.adversarial > 0
         with self._draws_again() if moves_rows else nullcontext():
             losses = self._predict(inputs, candidates, rows)
-        l2 = self.config.l2 * self._squared_norms(inputs, candidates, rows)
+        l2 = self._squared_norms(inputs, candidates, rows)
         added = l2
         divergence = self.model.take_divergence() if self.model.training else None
         if divergence is not None:
@@ -246,8 +250,8 @@ class Objective:
     ) -> Tensor:
         """The weighted sum of the squared norms of the rows that each target uses."""
         targets = inputs.targets
-        of_users = at(targets.positions, self.model.user_squared_norms(inputs.batch, rows))
-        of_items = self.model.item_squared_norms(candidates.items, rows)
+        of_users = at(targets.positions, self._norms.of_users(inputs.batch, rows))
+        of_items = self._norms.of_items(candidates.items, rows)
         return (targets.weights * (of_users + of_items[candidates.positives])).sum()
 
     def weight_sum(self, batch: Batch) -> Tensor:

@@ -364,26 +364,6 @@ class UnifiedModel(nn.Module):
         towers = towers.unflatten(-1, (len(self.tower_names), -1)).sum(dim=-1)
         return torch.cat([towers, biases.sum(dim=-1, keepdim=True)], dim=-1)
 
-    def user_squared_norms(self, batch: Batch, rows: Mapping[str, Tensor]) -> Tensor:
-        """Squared norm of the rows that each example uses on the user side: float32, (B,).
-
-        A pooled bag counts as one row, and so does a history of one row an event: as their mean. A
-        withheld id still counts.
-        """
-        of_events = self.history_row_names() & set(rows)
-        others = {name: found for name, found in rows.items() if name not in of_events}
-        total = _squared_norms(others, "user.", batch.user_index)
-        for name in sorted(of_events):
-            sums = torch.zeros_like(total).index_add(
-                0, batch.history.bag_of_value, rows[name].square().sum(dim=1)
-            )
-            total = total + sums / batch.history.lengths.clamp(min=1)
-        return total
-
-    def item_squared_norms(self, items: ItemBatch, rows: Mapping[str, Tensor]) -> Tensor:
-        """Squared norm of the rows that each item uses: float32, (M,)."""
-        return _squared_norms(rows, "item.", items.item_index)
-
     def _stacked(self, vectors: list[Tensor]) -> Tensor:
         stacked = torch.stack(vectors, dim=1)  # (B, T, D)
         return functional.normalize(stacked, dim=-1) if self.config.normalize else stacked
@@ -396,14 +376,6 @@ def _several_tasks(spec: ModelSpec, config: ModelConfig) -> tuple[str, ...]:
             f"{config.multi_task!r} with {list(spec.tasks)}. Prepare it with prepare.events.tasks."
         )
     return spec.tasks
-
-
-def _squared_norms(rows: Mapping[str, Tensor], prefix: str, index: Tensor) -> Tensor:
-    total = torch.zeros(len(index), device=index.device)
-    for name in sorted(name for name in rows if name.startswith(prefix)):
-        # without the unknown row, which is no example's
-        total = total + rows[name][: len(index)].square().sum(dim=1)
-    return total
 
 
 def _gated(stacked: Tensor, weights: Tensor) -> Tensor:

@@ -86,7 +86,9 @@ class PrivateObjective(Objective):
         shared = {request.table for request in of_users.values()} - {USER_TABLE, USER_BIAS_TABLE}
         if shared:
             raise ConfigError(_refusal(f"users' vectors made of {', '.join(sorted(shared))}"))
-        return {**of_users, **self.model.item_requests(self._items)}
+        requests = {**of_users, **self.model.item_requests(self._items)}
+        self._norms.note(requests)
+        return requests
 
     def weight_sum(self, batch: Batch) -> Tensor:
         """This rank's part of the expected number of users, by which the trainer divides: (1,)."""
@@ -110,11 +112,9 @@ class PrivateObjective(Objective):
             users, items, batch.items.bag_of_value, places, batch.shares,
             self.config.label_smoothing, self._clip_norm, noise,
         )  # fmt: skip
-        l2 = self.model.user_squared_norms(batch, rows).sum()
+        l2 = self._norms.of_users(batch, rows).sum()
         if self._is_first:
-            every = self.model.item_squared_norms(self._items, rows)
-            l2 = l2 + self._expected_users * every.mean()
-        l2 = self.config.l2 * l2
+            l2 = l2 + self._expected_users * self._norms.of_items(self._items, rows).mean()
         return (loss + l2).reshape(1), {"loss": float(loss.detach()), "l2": float(l2.detach())}
 
 

@@ -9,7 +9,7 @@ tier: its first rows are on every rank, and the others as before.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -184,6 +184,15 @@ def bytes_per_rank(plans: Sequence[TablePlan], world_size: int) -> tuple[int, ..
     )
 
 
+def check_known(tables: Iterable[str], known: Sequence[str], key: str) -> None:
+    """Raise ConfigError if the key names a table that is none of those."""
+    for name in tables:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Tables: {', '.join(sorted(known))}."
+            raise ConfigError(f"unknown table {name!r} in {key}. {hint}")
+
+
 def _check_names(names: list[str], config: ShardingConfig) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -191,13 +200,7 @@ def _check_names(names: list[str], config: ShardingConfig) -> None:
     hot_rows = {} if isinstance(config.hot_rows, str) else config.hot_rows
     named = {"tables": config.tables, "hot_rows": hot_rows, "compress": config.compress}
     for key, tables in named.items():
-        for name in tables:
-            if name not in names:
-                near = difflib.get_close_matches(name, names, n=1)
-                hint = (
-                    f"Did you mean {near[0]!r}?" if near else f"Tables: {', '.join(sorted(names))}."
-                )
-                raise ConfigError(f"unknown table {name!r} in sharding.{key}. {hint}")
+        check_known(tables, names, f"sharding.{key}")
 
 
 def _plan(spec: TableSpec, config: ShardingConfig, world_size: int, hot_rows: int) -> TablePlan:

@@ -47,6 +47,7 @@ def resume_hash(config: Config) -> str:
         if name == "loss":
             dumped[name]["exclude_seen"] = config.trains_without_seen
             free += () if config.trains_without_seen else ("exclude_seen",)
+            free += () if config.loss.table_l2 else ("table_l2",)
         if name == "train" and not config.train.fit_tower_weights:
             free += ("fit_tower_weights",)
         if config.model.multi_task == "none":

@@ -171,6 +171,13 @@ def test_training_leaves_out_what_lists_leave_out() -> None:
     assert len(hashes) == 2
 
 
+def test_l2_by_table_is_part_of_what_a_run_computes() -> None:
+    runs = [[], ["loss.table_l2={}"], ["loss.table_l2={user=0.1}"], ["loss.table_l2={item=0.1}"]]
+    hashes = [resume_hash(load_config(MOVIELENS, keys)) for keys in runs]
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes)) == 3
+
+
 def test_reference_is_current_and_documents_every_key() -> None:
     text = reference()
     assert (ROOT / "docs" / "configuration.md").read_text() == text, "run: make docs"

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from distrec.batch import Batch, ItemBatch, Jagged
-from distrec.config import ModelConfig
+from distrec.config import LossConfig, ModelConfig
 from distrec.dataset import FeatureSpec
 from distrec.errors import ConfigError
 from distrec.model import ModelSpec, UnifiedModel
+from distrec.model.l2 import SquaredNorms
 from distrec.model.layers import CrossNetwork
 from distrec.model.positions import Positions, elapsed
 from distrec.model.signals import item_signals, recency, user_signals
@@ -358,17 +359,36 @@ def test_a_withheld_id_reads_the_unknown_row_and_looks_unknown() -> None:
     torch.testing.assert_close(users[:, :8], tables.weights["user"][[2, 3, 5, 1]])
 
 
-def test_squared_norms_are_of_the_examples_own_rows() -> None:
+@pytest.mark.parametrize(
+    ("settings", "user", "item", "item_bias"),
+    [
+        ({"l2": 1.0}, 1.0, 1.0, 1.0),
+        ({"l2": 0.5, "table_l2": {"user": 0.25, "item_bias": 0.0}}, 0.25, 0.5, 0.0),
+        ({"l2": 0.0, "table_l2": {"item": 2.0}}, 0.0, 2.0, 0.0),
+    ],
+)
+def test_squared_norms_are_of_the_examples_own_rows(
+    settings: dict[str, object], user: float, item: float, item_bias: float
+) -> None:
     model = make_model(towers=("cf",), id_dropout=0.5)
     tables = InMemoryTables(model)
     items = make_catalogue()
-    rows = tables({**model.user_requests(BATCH), **model.item_requests(items)})
-    weights = {name: weight.detach() for name, weight in tables.weights.items()}
-    index = [2, 3, 4, 5, 6, 7, 1, 1]
-    of_items = (weights["item"] ** 2).sum(dim=1) + (weights["item_bias"] ** 2).sum(dim=1)
-    torch.testing.assert_close(model.item_squared_norms(items, rows), of_items[index])
-    of_users = (weights["user"] ** 2).sum(dim=1)
-    torch.testing.assert_close(model.user_squared_norms(BATCH, rows), of_users[[2, 3, 5, 1]])
+    requests = {**model.user_requests(BATCH), **model.item_requests(items)}
+    norms, rows = SquaredNorms(model, LossConfig.model_validate(settings)), tables(requests)
+    norms.note(requests)
+    squares = {name: weight.detach().square().sum(dim=1) for name, weight in tables.weights.items()}
+    of_items = item * squares["item"] + item_bias * squares["item_bias"]
+    found = norms.of_items(items, rows)
+    torch.testing.assert_close(found, of_items[[2, 3, 4, 5, 6, 7, 1, 1]])
+    found = norms.of_users(BATCH, rows)
+    torch.testing.assert_close(found, (user * squares["user"])[[2, 3, 5, 1]])
+
+
+def test_l2_names_tables_of_any_towers_and_no_others() -> None:
+    model = make_model(towers=("cf",))
+    SquaredNorms(model, LossConfig(table_l2={"item_sequence": 1.0, "user_job": 0.0}))
+    with pytest.raises(ConfigError, match=r"'usr' in loss\.table_l2\. Did you mean 'user'\?"):
+        SquaredNorms(model, LossConfig(table_l2={"usr": 1.0}))
 
 
 def test_sides_without_features_have_a_constant() -> None:

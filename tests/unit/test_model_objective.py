@@ -318,7 +318,7 @@ def test_partition_function_with_the_targets_of_others_is_right_in_expectation(s
 def test_softmax_objective_against_numpy() -> None:
     model = make_model(towers=("cf",))
     tables = InMemoryTables(model)
-    objective = make_objective(model, "softmax", l2=0.1)
+    objective = make_objective(model, "softmax", l2=0.1, table_l2={"user": 0.3, "item_bias": 0.2})
     # a positive, a negative, an unknown item, a cold item, a positive; weights 1 to 5
     batch = make_batch(
         [2, 3, 4, 5, 3], [2, 4, 1, 9, 7], [[], [3], [], [4], [2]], [1.0, 0.0, 1.0, 1.0, 1.0]
@@ -333,8 +333,8 @@ def test_softmax_objective_against_numpy() -> None:
     for u, i, weight in ((2, 2, 1.0), (3, 7, 5.0)):
         scores = user[u] @ item[2:8].T + bias[2:8].sum(axis=1)  # trained items only
         loss += weight * (np.log(np.exp(scores).sum()) - scores[i - 2])
-        norm = (user[u] ** 2).sum() + (item[i] ** 2).sum() + (bias[i] ** 2).sum()
-        l2 += 0.1 * weight * norm
+        norms = 0.3 * (user[u] ** 2).sum() + 0.1 * (item[i] ** 2).sum() + 0.2 * (bias[i] ** 2).sum()
+        l2 += weight * norms
     assert parts["loss"] == pytest.approx(loss, rel=1e-5)
     assert parts["l2"] == pytest.approx(l2, rel=1e-5)
     assert total.item() == pytest.approx(loss + l2, rel=1e-5)

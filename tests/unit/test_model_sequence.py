@@ -12,6 +12,7 @@ from torch.nn import functional
 from distrec.batch import Batch, Jagged
 from distrec.config import LossConfig
 from distrec.model import ModelSpec, Objective, UnifiedModel, sequence
+from distrec.model.l2 import SquaredNorms
 from distrec.model.positions import Positions, window_targets
 from distrec.model.sequence import SequenceTower
 from tests.unit.test_model import SPEC, InMemoryTables, make_batch, make_catalogue, make_model
@@ -214,10 +215,13 @@ def test_a_history_counts_as_the_mean_of_its_rows() -> None:
     model = make_model(towers=("sequence",))
     tables = InMemoryTables(model)
     batch = timed_batch()
-    norms = model.user_squared_norms(batch, tables(model.user_requests(batch)))
+    requests = model.user_requests(batch)
+    norms = SquaredNorms(model, LossConfig(l2=1.0))
+    norms.note(requests)
+    found = norms.of_users(batch, tables(requests))
     squares = tables.weights["item"].detach().square().sum(dim=1)
     expected = [(squares[3] + squares[4]) / 2, 0.0, squares[[2, 3, 5, 6]].mean(), squares[1]]
-    torch.testing.assert_close(norms.detach(), torch.tensor(expected))
+    torch.testing.assert_close(found.detach(), torch.tensor(expected))
 
 
 # --- windows -------------------------------------------------------------------------------------

@@ -228,5 +228,4 @@ class LossConfig(Section):
     table_l2: Mapping[str, Annotated[float, Field(ge=0)]] = {}
     """Embedding table -> its weight in place of `l2`. Tables are those that `distrec plan` prints:
     user, item, item_history, item_bias, user_bias, the column of a feature of ids; a table that
-    these towers do not read is no error. Users' rows, of which most see few events, may want more
-    than items'. The dense part has train.weight_decay."""
+    these towers do not read is no error. The dense part has train.weight_decay."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -44,12 +45,15 @@ class Setting:
         smoothing: float = 0.0,
         l2: float = 0.0,
         world: World = WORLD,
+        table_l2: Mapping[str, float] | None = None,
     ) -> PrivateObjective:
         collectives = OneProcess(torch.device("cpu"))
         collectives.world = world
         return PrivateObjective(
             self.model, self.items,
-            LossConfig(kind="softmax", label_smoothing=smoothing, l2=l2),
+            LossConfig(
+                kind="softmax", label_smoothing=smoothing, l2=l2, table_l2=table_l2 or {}
+            ),
             EVERYBODY.model_copy(update={"clip_norm": clip_norm}),
             noise_multiplier, 10.0, SecretNoise(KEY), 0, collectives,
         )  # fmt: skip
@@ -233,10 +237,13 @@ def test_a_model_in_which_users_meet_elsewhere_is_refused(
         setting.objective(1.0, 1.0).requests(setting.batch(), 0)
 
 
-def test_what_a_user_has_does_not_show_in_l2_of_items_or_in_the_divisor(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("l2", "table_l2"), [(0.5, {}), (0.1, {"item": 0.5})])
+def test_what_a_user_has_does_not_show_in_l2_of_items_or_in_the_divisor(
+    tmp_path: Path, l2: float, table_l2: dict[str, float]
+) -> None:
     setting = Setting(tmp_path)
     batch = setting.batch()
-    objective = setting.objective(1e-9, 0.0, l2=0.5)
+    objective = setting.objective(1e-9, 0.0, l2=l2, table_l2=table_l2)
     rows = setting.rows(objective, batch)
     objective.loss_sum(batch, rows, 0)[0].backward()
     assert rows["item.item"].grad is not None
